@@ -1,0 +1,54 @@
+"""What a reader finds in a file before it is checked and becomes a Volume; shared by volume_io and dicom_io.
+
+Frames (time points, echoes, cine) are chosen, never averaged; colours become grey levels."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from MedZeroSegLib.errors import InputError
+
+LUMA = (0.299, 0.587, 0.114)  # weights of red, green, blue in a grey level, ITU-R BT.601
+COLOUR_WARNING = "The colours of the image were turned into grey levels."
+
+
+@dataclass(frozen=True)
+class Reading:
+    """Voxels as read, with what the file says about them; may still hold NaN."""
+
+    voxels: np.ndarray  # [k, j, i]
+    ijk_to_lps: np.ndarray  # [4, 4], mm
+    dimension: int  # 2 or 3
+    calibrated: bool
+    modality: str | None = None  # None: the file doesn't say
+    outside: np.ndarray | None = None  # bool [k, j, i]; padding that the file declares
+    warnings: tuple[str, ...] = ()
+
+
+def choose_frame(count: int, frame: int | None, path: Path) -> int:
+    """Index, from 0, of the frame to read from ``count`` frames; InputError when it isn't clear or doesn't exist."""
+    if frame is None and count > 1:
+        raise InputError(f"'{path}' holds {count} frames; choose one with the frame option (0 to {count - 1}).")
+    chosen = frame or 0
+    if not 0 <= chosen < count:
+        held = "one frame, number 0" if count == 1 else f"{count} frames, 0 to {count - 1}"
+        raise InputError(f"'{path}' has no frame {chosen}; it holds {held}.")
+    return chosen
+
+
+def to_grey(channels: np.ndarray) -> tuple[np.ndarray, bool]:
+    """Channels [c, ...] (grey, grey and alpha, RGB or RGBA) → grey [...] of the same type, and whether colour was lost.
+
+    Alpha is dropped. Equal channels come back exactly.
+    """
+    if len(channels) < 3 or (
+        np.array_equal(channels[0], channels[1]) and np.array_equal(channels[0], channels[2])
+    ):
+        return channels[0], False
+    grey = np.zeros(channels.shape[1:], np.float32)
+    for channel, weight in zip(channels[:3], LUMA, strict=True):
+        grey += np.float32(weight) * channel
+    return (grey if channels.dtype.kind == "f" else np.rint(grey).astype(channels.dtype)), True
