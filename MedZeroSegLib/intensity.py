@@ -14,6 +14,7 @@ from MedZeroSegLib.volume import Volume
 
 SOFT_TISSUE_WINDOW = (40.0, 400.0)  # level, width in HU; the setting of MedSAM's training
 PERCENTILES = (0.5, 99.5)
+TISSUE_PERCENTILES = (2.0, 99.0)  # of the pixels that aren't air
 BODY_FRACTION_MIN = 0.02  # of a slice; below it there is nothing to segment
 AIR_TISSUE_HU = -300.0  # between air or lung and fat, for CT in Hounsfield units
 RAW_CT_MEDIAN_MIN = 600.0  # of values > 0; a CT without negative values and above this was stored without its offset
@@ -40,6 +41,8 @@ def picture(volume: Volume, window: tuple[float, float] | None = None) -> np.nda
         low, high = level - width / 2, level + width / 2
         if volume.voxels.min() == volume.voxels.max():
             low = high
+    elif volume.modality == "CT":
+        low, high = tissue_range(volume)
     else:
         low, high = percentile_range(volume)
     shown = np.zeros(volume.shape, np.uint8)
@@ -82,6 +85,22 @@ def percentile_range(volume: Volume) -> tuple[float, float]:
     if high <= low:  # few grey levels, such as one bright block on black
         low, high = smallest, largest
     return low, high
+
+
+def tissue_range(volume: Volume) -> tuple[float, float]:
+    """The grey levels that soft tissue spans in a CT whose values aren't HU, about what a soft-tissue window shows.
+
+    Such pictures are stretched over whatever range their exporter chose, mostly from air to bone. Otsu's threshold
+    parts air from tissue; the window runs from the darkest fat to the brightest enhanced organ.
+    """
+    samples = _samples(volume)
+    otsu = sitk.OtsuThresholdImageFilter()
+    otsu.Execute(sitk.GetImageFromArray(samples[None]))
+    tissue = samples[samples > otsu.GetThreshold()]
+    if tissue.size == 0:
+        return percentile_range(volume)
+    low, high = (float(value) for value in np.percentile(tissue, TISSUE_PERCENTILES))
+    return (low - 0.1 * (high - low), high) if high > low else percentile_range(volume)
 
 
 def body_mask(volume: Volume) -> np.ndarray:
