@@ -14,6 +14,7 @@ from MedZeroSegLib.volume import Volume
 
 SOFT_TISSUE_WINDOW = (40.0, 400.0)  # level, width in HU; the setting of MedSAM's training
 PERCENTILES = (0.5, 99.5)
+WINDOWED_SHARE_MIN = 0.7  # of pixels at the minimum: fat and air are cut off, so a window was already applied
 TISSUE_PERCENTILES = (2.0, 99.0)  # of the pixels that aren't air
 BODY_FRACTION_MIN = 0.02  # of a slice; below it there is nothing to segment
 AIR_TISSUE_HU = -300.0  # between air or lung and fat, for CT in Hounsfield units
@@ -94,6 +95,8 @@ def tissue_range(volume: Volume) -> tuple[float, float]:
     parts air from tissue; the window runs from the darkest fat to the brightest enhanced organ.
     """
     samples = _samples(volume)
+    if np.mean(samples == samples.min()) > WINDOWED_SHARE_MIN:
+        return percentile_range(volume)
     otsu = sitk.OtsuThresholdImageFilter()
     otsu.Execute(sitk.GetImageFromArray(samples[None]))
     tissue = samples[samples > otsu.GetThreshold()]
