@@ -1,0 +1,192 @@
+"""Slicer's segmentation file (.seg.nrrd): every segment in full, also where segments overlap, with its name, color,
+terminology and provenance in the header fields that vtkMRMLSegmentationStorageNode reads."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import re
+from collections.abc import Iterator, Sequence
+from datetime import datetime, timezone
+from typing import BinaryIO
+
+import numpy as np
+
+from .segment import Segment, Segmentation
+from .vocabulary import Code
+
+# Names of the lists that Slicer ships; the codes themselves travel in the entry.
+TERMINOLOGY_CONTEXT = "Segmentation category and type - 3D Slicer General Anatomy list"
+REGION_CONTEXT = "Anatomic codes - DICOM master list"
+# vtkSlicerSegmentationsModuleLogic's words. Only the user calls a segment completed.
+STATUS_UNREVIEWED, STATUS_NOTHING_YET = "inprogress", "notstarted"
+NRRD_TYPES = {np.dtype(np.uint8): "unsigned char", np.dtype(np.uint16): "unsigned short"}
+LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
+
+Extent = tuple[int, int, int, int, int, int]  # first and last index along i, j, k, inclusive
+EMPTY_EXTENT: Extent = (0, -1, 0, -1, 0, -1)
+
+
+def write_seg_nrrd(segmentation: Segmentation, file: BinaryIO) -> None:
+    """Write a segmentation as Slicer's .seg.nrrd.
+
+    Segments that share no voxel share a layer; the layers are the first, fastest axis. A segment's label value is
+    its place in the list, counted from 1. An empty segment keeps its name and is tagged ``MedZeroSeg.Found:false``.
+    A picture is written as a volume of one slice, because Slicer's segmentations have three dimensions.
+    """
+    masks = [segment.mask for segment in segmentation.segments]
+    extents = [mask_extent(mask) for mask in masks]
+    layers = layer_of_each(masks, extents)
+    dtype = np.dtype(np.uint8 if len(masks) < 256 else "<u2")
+    fields = list(_grid_fields(segmentation, max(layers, default=0) + 1, dtype))
+    for number, segment in enumerate(segmentation.segments):
+        fields += _segment_fields(number, segment, extents[number], layers[number], segmentation)
+    fields += _segmentation_fields(segmentation)
+    file.write(("\n".join(["NRRD0004", *fields]) + "\n\n").encode("utf-8"))
+    with gzip.GzipFile(filename="", mode="wb", fileobj=file, compresslevel=6, mtime=0) as stream:
+        for slab in _slabs(segmentation, extents, layers, dtype):
+            stream.write(slab.tobytes())
+
+
+def mask_extent(mask: np.ndarray) -> Extent:
+    """First and last index along i, j, k that hold a voxel of ``mask`` [k, j, i]; ``EMPTY_EXTENT`` when none does."""
+    k = np.flatnonzero(mask.any(axis=(1, 2)))
+    if k.size == 0:
+        return EMPTY_EXTENT
+    inside = mask[k[0] : k[-1] + 1]
+    j, i = np.flatnonzero(inside.any(axis=(0, 2))), np.flatnonzero(inside.any(axis=(0, 1)))
+    return int(i[0]), int(i[-1]), int(j[0]), int(j[-1]), int(k[0]), int(k[-1])
+
+
+def layer_of_each(masks: Sequence[np.ndarray], extents: Sequence[Extent]) -> list[int]:
+    """For each mask the first layer in which it overlaps no earlier mask."""
+    layers: list[int] = []
+    for number, mask in enumerate(masks):
+        earlier = range(number)
+        taken = {layers[other] for other in earlier if _overlap(mask, extents[number], masks[other], extents[other])}
+        layers.append(next(layer for layer in range(number + 1) if layer not in taken))
+    return layers
+
+
+def _overlap(mask: np.ndarray, extent: Extent, other: np.ndarray, other_extent: Extent) -> bool:
+    i, j, k = (
+        slice(max(extent[axis], other_extent[axis]), min(extent[axis + 1], other_extent[axis + 1]) + 1)
+        for axis in (0, 2, 4)
+    )
+    return bool((mask[k, j, i] & other[k, j, i]).any())
+
+
+def _grid_fields(segmentation: Segmentation, layers: int, dtype: np.dtype) -> Iterator[str]:
+    k, j, i = segmentation.volume.voxels.shape
+    matrix = segmentation.volume.ijk_to_lps
+    directions = " ".join(_vector(column) for column in matrix[:3, :3].T)
+    listed = layers > 1
+    yield f"type: {NRRD_TYPES[dtype]}"
+    yield f"dimension: {4 if listed else 3}"
+    yield "space: left-posterior-superior"
+    yield "sizes: " + (f"{layers} " if listed else "") + f"{i} {j} {k}"
+    yield "space directions: " + ("none " if listed else "") + directions
+    yield "kinds: " + ("list " if listed else "") + "domain domain domain"
+    if dtype.itemsize > 1:
+        yield "endian: little"
+    yield "encoding: gzip"
+    yield f"space origin: {_vector(matrix[:3, 3])}"
+
+
+def _vector(numbers: np.ndarray) -> str:
+    """A NRRD vector whose digits give back the same float64."""
+    return "(" + ",".join(_digits(number) for number in numbers) + ")"
+
+
+def _digits(number: float) -> str:
+    return repr(float(number) + 0.0)  # + 0.0 turns -0.0 into 0.0
+
+
+def _segment_fields(
+    number: int, segment: Segment, extent: Extent, layer: int, segmentation: Segmentation
+) -> Iterator[str]:
+    values = {
+        "ID": f"Segment_{number + 1}",
+        "Name": segment.name,
+        "NameAutoGenerated": "0",
+        "Color": " ".join(_digits(part / 255) for part in segment.color),
+        "ColorAutoGenerated": "0",
+        "Extent": " ".join(map(str, extent)),
+        "LabelValue": str(number + 1),
+        "Layer": str(layer),
+        "Tags": "".join(f"{key}:{value}|" for key, value in _tags(segment, segmentation).items()),
+    }
+    for key, value in values.items():
+        yield f"Segment{number}_{key}:={_escaped(value)}"
+
+
+def _tags(segment: Segment, segmentation: Segmentation) -> dict[str, str]:
+    tags = {
+        "MedZeroSeg.Found": "true" if segment.found else "false",
+        "MedZeroSeg.Provenance": provenance_json(segment, segmentation),
+        "Segmentation.Status": STATUS_UNREVIEWED if segment.found else STATUS_NOTHING_YET,
+    }
+    if segment.code and segment.category:
+        tags["TerminologyEntry"] = terminology_entry(segment.category, segment.code, segment.modifier)
+    return tags
+
+
+def terminology_entry(category: Code, code: Code, modifier: Code | None) -> str:
+    """Slicer's serialised terminology: context~category~type~modifier~region context~region~region modifier."""
+    codes = [_serialised(category), _serialised(code), _serialised(modifier)]
+    return "~".join([TERMINOLOGY_CONTEXT, *codes, REGION_CONTEXT, _serialised(None), _serialised(None)])
+
+
+def _serialised(code: Code | None) -> str:
+    if code is None:
+        return "^^"
+    return "^".join(re.sub(r"[~^|]", " ", part) for part in (code.scheme, code.value, code.meaning))
+
+
+def provenance_json(segment: Segment, segmentation: Segmentation) -> str:
+    """How a segment came about, as JSON without ``|``, which ends a tag in the file."""
+    record = {
+        "typed": segment.typed,
+        "name": segment.name,
+        "found": segment.found,
+        "score": segment.score,
+        "warnings": segment.warnings,
+        **segment.provenance,
+        "version": segmentation.version,
+        "preset": segmentation.preset,
+        "settings": segmentation.settings,
+        "weights": segmentation.weights,
+        "device": segmentation.device,
+        "volume_fingerprint": segmentation.volume.fingerprint,
+        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+    }
+    return json.dumps(record, ensure_ascii=False).replace("|", "\\u007c")
+
+
+def _segmentation_fields(segmentation: Segmentation) -> Iterator[str]:
+    k, j, i = segmentation.volume.voxels.shape
+    ijk_to_ras = LPS_TO_RAS @ segmentation.volume.ijk_to_lps
+    geometry = [_digits(number) for number in ijk_to_ras.ravel()] + [str(n) for n in (0, i - 1, 0, j - 1, 0, k - 1)]
+    yield "Segmentation_ContainedRepresentationNames:=Binary labelmap|"
+    yield f"Segmentation_ConversionParameters:=Reference image geometry|{';'.join(geometry)};|&"
+    yield "Segmentation_MasterRepresentation:=Binary labelmap"
+    yield "Segmentation_ReferenceImageExtentOffset:=0 0 0"
+
+
+def _escaped(text: str) -> str:
+    """A NRRD key/value pair fills one line: backslash and line end are escaped, other control characters are blanks."""
+    text = text.replace("\\", "\\\\").replace("\r\n", "\n").replace("\n", "\\n")
+    return re.sub(r"[\x00-\x1f\x7f]", " ", text)
+
+
+def _slabs(
+    segmentation: Segmentation, extents: Sequence[Extent], layers: Sequence[int], dtype: np.dtype
+) -> Iterator[np.ndarray]:
+    """Label values [j, i, layer], one slab for each k, so that memory does not grow with the number of layers."""
+    depth, *section = segmentation.volume.voxels.shape
+    for k in range(depth):
+        slab = np.zeros((*section, max(layers, default=0) + 1), dtype)
+        for number, segment in enumerate(segmentation.segments):
+            if extents[number][4] <= k <= extents[number][5]:
+                slab[..., layers[number]][segment.mask[k]] = number + 1
+        yield slab
