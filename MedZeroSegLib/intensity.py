@@ -18,6 +18,8 @@ WINDOWED_SHARE_MIN = 0.7  # of pixels at the minimum: fat and air are cut off, s
 TISSUE_PERCENTILES = (2.0, 99.0)  # of the pixels that aren't air
 BODY_FRACTION_MIN = 0.02  # of a slice; below it there is nothing to segment
 AIR_TISSUE_HU = -300.0  # between air or lung and fat, for CT in Hounsfield units
+ROBUST_PERCENTILES = (2.0, 98.0)  # with AIR_FRACTION of their distance the brain extraction tool BET finds the head
+AIR_FRACTION = 0.1  # (Smith, Human Brain Mapping 17:143, 2002); Otsu loses dark muscle: a quarter of the heart in ACDC
 RAW_CT_MEDIAN_MIN = 600.0  # of values > 0; a CT without negative values and above this was stored without its offset
 SAMPLES_MAX = 2_000_000  # voxels looked at for percentiles
 SLAB_VOXELS = 4_000_000
@@ -109,8 +111,9 @@ def tissue_range(volume: Volume) -> tuple[float, float]:
 def body_mask(volume: Volume) -> np.ndarray:
     """Where the patient is, without the air around; bool [k, j, i].
 
-    Threshold (HU of tissue, or Otsu) on a reduced volume, closing, largest component, holes filled per slice. Pictures,
-    X-rays and ultrasound are all body, and so are crops with tissue on most of their faces; constant volumes have none.
+    Threshold (HU of tissue, or BET's robust one) on a reduced volume, closing, largest component, holes filled per
+    slice. Pictures, X-rays and ultrasound are all body, and so are crops with tissue on most of their faces; constant
+    volumes have none.
     """
     if volume.voxels.min() == volume.voxels.max():
         return np.zeros(volume.shape, bool)
@@ -127,10 +130,8 @@ def body_mask(volume: Volume) -> np.ndarray:
 def _tissue_threshold(volume: Volume, reduced: np.ndarray) -> float:
     if volume.modality == "CT" and in_hounsfield_units(volume):
         return AIR_TISSUE_HU
-    low, high = percentile_range(volume)
-    otsu = sitk.OtsuThresholdImageFilter()
-    otsu.Execute(sitk.GetImageFromArray(np.clip(reduced, min(low, float(reduced.min())), high)))
-    return float(otsu.GetThreshold())
+    low, high = np.percentile(reduced, ROBUST_PERCENTILES)
+    return float(low + AIR_FRACTION * (high - low))
 
 
 def _is_crop(tissue: np.ndarray) -> bool:
