@@ -176,7 +176,7 @@ def _segmentation_fields(segmentation: Segmentation) -> Iterator[str]:
 def _escaped(text: str) -> str:
     """A NRRD key/value pair fills one line: backslash and line end are escaped, other control characters are blanks."""
     text = text.replace("\\", "\\\\").replace("\r\n", "\n").replace("\n", "\\n")
-    return re.sub(r"[\x00-\x1f\x7f]", " ", text)
+    return re.sub(r"[\x00-\x1f]", " ", text)
 
 
 def _slabs(
