@@ -69,8 +69,9 @@ def is_cine(header: Dataset) -> bool:
     """Whether frames without positions of their own are time points or views rather than slices."""
     if any(header.get(keyword) for keyword in ("FrameTime", "FrameTimeVector", "CineRate")):
         return True
-    return header.get("Modality") in ("US", "IVUS", "XA", "RF") or (
-        header.get("Modality") == "NM" and "TOMO" not in [str(word).split(" ")[-1] for word in header.ImageType]
+    modality = header.get("Modality")
+    return modality in ("US", "IVUS", "XA", "RF") or (
+        modality == "NM" and "RECON TOMO" not in map(str, header.get("ImageType") or ())
     )
 
 

@@ -91,15 +91,14 @@ def _no_image(path: Path) -> str:
 def _slices_in_folder(folder: Path) -> list[Slice]:
     """The slices of all DICOM images in a folder and its subfolders, each instance once."""
     files = sorted(file for file in folder.rglob("*") if file.is_file() and file.stat().st_size)
-    slices = {
-        (piece.instance or str(piece.path), piece.frame): piece
-        for file in reversed(files)
-        if dataset_start(file) is not None
-        for piece in _slices_of(file)
-    }
+    slices: dict[tuple[str, int], Slice] = {}
+    for file in files:
+        if dataset_start(file) is not None:
+            for piece in _slices_of(file):
+                slices.setdefault((piece.instance or str(file), piece.frame), piece)
     if not slices:
         raise InputError(f"The folder '{folder}' holds no DICOM images; give an image file or another folder.")
-    return list(reversed(slices.values()))
+    return list(slices.values())
 
 
 def _slices_of(path: Path) -> list[Slice]:
@@ -139,7 +138,7 @@ def _order(header: Dataset, frame: int) -> tuple:
             numbers.append(float(header.get(keyword)))
         except (TypeError, ValueError):
             numbers.append(0.0)
-    return (*map(str, header.get("ImageType") or ()), *numbers), frame
+    return tuple(map(str, header.get("ImageType") or ())), tuple(numbers), frame
 
 
 def _choose_series(slices: Sequence[Slice], path: Path) -> tuple[list[Slice], tuple[str, ...]]:
@@ -158,10 +157,13 @@ def _choose_series(slices: Sequence[Slice], path: Path) -> tuple[list[Slice], tu
         others = len(groups) - 1
         left_out = "1 other series was" if others == 1 else f"{others} other series were"
         return volumes[0], (f"The series of {len(volumes[0])} images was taken; {left_out} left out.",)
-    listed = "; ".join(f"{group[0].modality or 'image'} series {group[0].series_number} with {len(group)} images"
-                       for group in groups[:8])  # fmt: skip
+    listed = "; ".join(
+        f"{group[0].modality or 'image'} series {group[0].series_number} with {len(group)} images"
+        for group in groups[:8]
+    )
     more = f"; and {len(groups) - 8} more" if len(groups) > 8 else ""
-    raise InputError(f"'{path}' holds several series ({listed}{more}); give a folder that holds one of them.")
+    remedy = "give a folder that holds one of them" if path.is_dir() else "export them as separate series"
+    raise InputError(f"'{path}' holds several series ({listed}{more}); {remedy}.")
 
 
 def _belong_together(one: Slice, other: Slice) -> bool:
@@ -221,7 +223,7 @@ def _fill(slices: Sequence[Slice]) -> tuple[np.ndarray, np.ndarray | None, bool]
         pixels = frame_values(path, dataset, [slices[k].frame for k in numbers])
         for k, (values, padding, lost_colour) in zip(numbers, pixels, strict=True):
             if voxels is None:
-                voxels = np.zeros(shape, values.dtype)
+                voxels = np.zeros(shape, values.dtype.newbyteorder("="))
             elif not np.can_cast(values.dtype, voxels.dtype):
                 voxels = voxels.astype(np.promote_types(voxels.dtype, values.dtype))
             voxels[k] = values
@@ -243,8 +245,10 @@ def _read_unplaced(file: Path, warnings: Sequence[str], path: Path, frame: int |
     step = slices[0].thickness if as_volume else 1.0
     if as_volume:
         calibrated = False
-        notes.append(f"The file places none of its {len(slices)} slices in space; they are stacked in stored order, "
-                     f"{step or 1.0:g} mm apart, as if axial.")  # fmt: skip
+        notes.append(
+            f"The file places none of its {len(slices)} slices in space; they are stacked in stored order, "
+            f"{step or 1.0:g} mm apart, as if axial."
+        )
         choose_frame(1, frame, path)
     else:
         slices = [slices[choose_frame(len(slices), frame, path)]]
@@ -266,5 +270,7 @@ def _spacing_note(row: float, column: float, calibrated: bool, source: str) -> l
         return []
     if not source:
         return ["The image states no pixel size, so no volumes or areas are reported."]
-    return [f"Pixel spacing {row:g} x {column:g} mm ({source}) is not calibrated to the patient, "
-            "so no volumes or areas are reported."]  # fmt: skip
+    return [
+        f"Pixel spacing {row:g} x {column:g} mm ({source}) is not calibrated to the patient, "
+        "so no volumes or areas are reported."
+    ]

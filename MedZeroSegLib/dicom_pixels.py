@@ -30,6 +30,7 @@ from MedZeroSegLib.errors import InputError
 from MedZeroSegLib.reading import to_grey
 
 PREAMBLE = 128  # bytes before "DICM"
+STANDARD = -1
 FIRST_VRS = (b"UL", b"CS", b"DA", b"TM", b"UI", b"SH", b"LO", b"OB")  # of the elements that can open a dataset
 IMPLICIT_LENGTH_MAX = 1024  # bytes; the first elements of a file hold short texts
 
@@ -42,14 +43,11 @@ def open_dataset(path: Path, header_only: bool = False) -> Dataset:
     InputError
         When the file can't be parsed.
     """
+    start = dataset_start(path)
     try:
         with _quiet():
-            start = dataset_start(path)
-            if start is None or start < 0:
-                dataset = pydicom.dcmread(path, stop_before_pixels=header_only, force=start is None)
-            else:
-                content = BytesIO(path.read_bytes()[start:])
-                dataset = pydicom.dcmread(content, stop_before_pixels=header_only, force=True)
+            source = path if start == STANDARD else BytesIO(path.read_bytes()[start or 0 :])
+            dataset = pydicom.dcmread(source, stop_before_pixels=header_only, force=start != STANDARD)
             _state_syntax(dataset)
             return dataset
     except Exception as error:  # pydicom raises nearly any kind on damaged files
@@ -57,14 +55,14 @@ def open_dataset(path: Path, header_only: bool = False) -> Dataset:
 
 
 def dataset_start(path: Path) -> int | None:
-    """Where a file's dataset starts: -1 for a standard DICOM file, its offset in one without preamble, None for others.
+    """Where a dataset starts: ``STANDARD`` after the preamble, its offset without a preamble, None for other files.
 
     Some programs put a stray byte or two before a dataset without preamble, so the first elements are looked for.
     """
     with path.open("rb") as file:
         head = file.read(PREAMBLE + 4 + 8)
     if head[PREAMBLE : PREAMBLE + 4] == b"DICM":
-        return -1
+        return STANDARD
     for start in range(min(PREAMBLE, len(head) - 8)):
         tag, vr = head[start : start + 4], head[start + 4 : start + 6]
         if tag[:2] not in (b"\x08\x00", b"\x02\x00") or tag[2] > 0x70 or tag[3] != 0:
@@ -132,9 +130,7 @@ def frame_values(
 
 def is_inverted(dataset: Dataset) -> bool:
     """Whether low stored values are to be shown bright. MONOCHROME1 and the LUT shape INVERSE state the same thing."""
-    return (
-        dataset.get("PhotometricInterpretation") == "MONOCHROME1" or dataset.get("PresentationLUTShape") == "INVERSE"
-    )
+    return dataset.get("PhotometricInterpretation") == "MONOCHROME1" or dataset.get("PresentationLUTShape") == "INVERSE"
 
 
 def _inverted(stored: np.ndarray, bits: int) -> np.ndarray:
@@ -210,17 +206,25 @@ def _stored_frames(path: Path, dataset: Dataset, frames: Sequence[int]) -> Itera
 def _gdcm_frames(path: Path, dataset: Dataset) -> np.ndarray:
     """All frames [n, j, i] or [n, j, i, 3] decoded by GDCM from a copy without rescale or inversion, so as stored."""
     copy = Dataset()
-    for keyword in ("Rows", "Columns", "BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation",
-                    "SamplesPerPixel", "PlanarConfiguration", "NumberOfFrames", "PhotometricInterpretation",
-                    "PixelData"):  # fmt: skip
+    for keyword in (
+        "Rows",
+        "Columns",
+        "BitsAllocated",
+        "BitsStored",
+        "HighBit",
+        "PixelRepresentation",
+        "SamplesPerPixel",
+        "PlanarConfiguration",
+        "NumberOfFrames",
+        "PhotometricInterpretation",
+        "PixelData",
+    ):
         if keyword in dataset:
             copy[keyword] = dataset[keyword]
     if dataset.get("SamplesPerPixel") == 1:
         copy.PhotometricInterpretation = "MONOCHROME2"
     several = int(dataset.get("NumberOfFrames") or 1) > 1
-    copy.SOPClassUID = (
-        MultiFrameGrayscaleWordSecondaryCaptureImageStorage if several else SecondaryCaptureImageStorage
-    )
+    copy.SOPClassUID = MultiFrameGrayscaleWordSecondaryCaptureImageStorage if several else SecondaryCaptureImageStorage
     copy.SOPInstanceUID = generate_uid()
     copy.file_meta = FileMetaDataset()
     copy.file_meta.TransferSyntaxUID = dataset.file_meta.TransferSyntaxUID

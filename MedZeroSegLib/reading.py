@@ -44,9 +44,7 @@ def to_grey(channels: np.ndarray) -> tuple[np.ndarray, bool]:
 
     Alpha is dropped. Equal channels come back exactly.
     """
-    if len(channels) < 3 or (
-        np.array_equal(channels[0], channels[1]) and np.array_equal(channels[0], channels[2])
-    ):
+    if len(channels) < 3 or (np.array_equal(channels[0], channels[1]) and np.array_equal(channels[0], channels[2])):
         return channels[0], False
     grey = np.zeros(channels.shape[1:], np.float32)
     for channel, weight in zip(channels[:3], LUMA, strict=True):

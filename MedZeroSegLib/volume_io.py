@@ -6,6 +6,8 @@ from __future__ import annotations
 
 import gzip
 import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,6 +22,7 @@ from MedZeroSegLib.volume import MODALITIES, Volume
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".gif", ".webp")  # carry no spacing to trust
 READABLE = "NIfTI, NRRD, MetaImage, PNG, JPEG or DICOM"
 SHEAR_MAX_DEGREES = 0.05  # what rounding in a header can do; SimpleITK itself stops reading NIfTI at about this
+SHEAR_REMEDY = "resample it to right angles first (for example with a Resample module of Slicer)"
 CT_AIR_MAX = -500.0  # HU; a volume that reaches below, and above CT_TISSUE_MIN, looks like a CT with air
 CT_FAT_MAX = -80.0  # HU; whole numbers from below this to above CT_TISSUE_MIN look like a CT without air
 CT_TISSUE_MIN = 100.0  # HU
@@ -45,18 +48,24 @@ def read_volume(path: str | Path, modality: str | None = None, frame: int | None
     _check_path(path)
     reading = dicom_io.read_dicom(path, frame) if dicom_io.is_dicom(path) else _read_file(path, frame)
     refuse_shear(reading.ijk_to_lps, path)
-    reading = _mark_padding(_clean(reading, path))
-    source, warnings = "dicom", reading.warnings
-    if modality is not None:
-        source = "given"
-    elif reading.modality is None:
-        modality, source = guess_modality(reading.voxels, reading.dimension), "guess"
-        warnings = (*warnings, f"The file does not state its modality; {modality} was guessed from its values, so "
-                               "give the modality if that is wrong.")
+    reading = _fill_outside(_mark_padding(_mark_not_finite(reading)), path)
+    stated, notes = reading.modality, reading.warnings
+    if modality is None and stated is None:
+        guess = guess_modality(reading.voxels, reading.dimension)
+        notes += (f"The file does not state its modality; {guess} was guessed, so give the modality if that is wrong.",)
     else:
-        modality = reading.modality
-    return Volume(reading.voxels, reading.ijk_to_lps, modality, source, reading.dimension, reading.calibrated,
-                  reading.outside, warnings, path)
+        guess = ""
+    return Volume(
+        voxels=reading.voxels,
+        ijk_to_lps=reading.ijk_to_lps,
+        modality=modality or stated or guess,
+        modality_source="given" if modality else "dicom" if stated else "guess",
+        dimension=reading.dimension,
+        calibrated=reading.calibrated,
+        outside=reading.outside,
+        warnings=notes,
+        path=path,
+    )
 
 
 def _check_path(path: Path) -> None:
@@ -76,54 +85,68 @@ def _check_path(path: Path) -> None:
 
 
 def _read_file(path: Path, frame: int | None) -> Reading:
-    """One frame of an image of 2 to 5 dimensions and any number of components."""
-    image = _read_image(path)
-    if "complex" in image.GetPixelIDTypeAsString():
+    """One frame of an image of 2 to 5 dimensions and any number of components; only that frame is held in memory."""
+    reader = sitk.ImageFileReader()
+    reader.SetFileName(str(path))
+    with _refusing_unreadable(path):
+        reader.ReadImageInformation()
+    if "complex" in sitk.GetPixelIDValueAsString(reader.GetPixelID()):
         raise InputError(f"'{path}' holds complex numbers; save its magnitude as an image and give that.")
-    warnings: list[str] = []
     is_picture = path.name.lower().endswith(PICTURE_SUFFIXES)
-    if is_picture:
-        warnings.append("A picture file has no voxel size in mm, so no volumes or areas are reported.")
-    channels = sitk.GetArrayFromImage(image)  # [..., k, j, i] or [..., k, j, i, component]
-    if image.GetNumberOfComponentsPerPixel() > 1:
-        channels = np.moveaxis(channels, -1, 0)
-        if _is_colour(image, is_picture):
-            channels, lost = to_grey(channels)
-            warnings += [COLOUR_WARNING] if lost else []
-    rank = min(image.GetDimension(), 3)
-    frames = channels.reshape(-1, *channels.shape[channels.ndim - rank :])
-    chosen = np.ascontiguousarray(frames[choose_frame(len(frames), frame, path)])
+    colours = reader.GetNumberOfComponents() > 1 and _is_colour(reader, is_picture)
+    components = 1 if colours else reader.GetNumberOfComponents()
+    size = reader.GetSize()
+    chosen = choose_frame(int(np.prod(size[3:])) * components, frame, path)
+    if len(size) > 3:
+        reader.SetExtractSize([*size[:3], *[0] * (len(size) - 3)])
+        reader.SetExtractIndex([0, 0, 0, *map(int, np.unravel_index(chosen // components, size[3:], order="F"))])
+    with _refusing_unreadable(path):
+        image = reader.Execute()
+    voxels = sitk.GetArrayFromImage(image)  # [k, j, i], [j, i] for pictures, with components last
+    warnings = ["A picture file has no voxel size in mm, so no volumes or areas are reported."] if is_picture else []
+    if colours:
+        voxels, lost_colour = to_grey(np.moveaxis(voxels, -1, 0))
+        warnings += [COLOUR_WARNING] if lost_colour else []
+    elif components > 1:
+        voxels = voxels[..., chosen % components]
     return Reading(
-        voxels=chosen if rank == 3 else chosen[np.newaxis],
+        voxels=np.ascontiguousarray(voxels if voxels.ndim == 3 else voxels[np.newaxis]),
         ijk_to_lps=_matrix(image),
-        dimension=rank,
+        dimension=image.GetDimension(),
         calibrated=not is_picture,
         warnings=tuple(warnings),
     )
 
 
-def _read_image(path: Path) -> sitk.Image:
+@contextmanager
+def _refusing_unreadable(path: Path) -> Iterator[None]:
+    """Turn SimpleITK's errors into sentences, and keep its remarks, which are for its developers, off stderr."""
     warned = sitk.ProcessObject.GetGlobalWarningDisplay()
-    sitk.ProcessObject.SetGlobalWarningDisplay(False)  # ITK's remarks on stderr are for its developers
+    sitk.ProcessObject.SetGlobalWarningDisplay(False)
     try:
-        return sitk.ReadImage(str(path))
+        yield
     except RuntimeError as error:
-        reason = str(error)
-        if "orthonormal" in reason:
+        if "orthonormal" in str(error):
             matrix = _nifti_affine(path)
             if matrix is not None:
                 refuse_shear(matrix, path)
-            raise InputError(f"'{path}' has a grid whose axes are not at right angles; {SHEAR_REMEDY}.") from error
-        if "Unable to determine ImageIO reader" in reason:
-            raise InputError(f"'{path}' is not an image in a format that can be read; give {READABLE}.") from error
-        raise InputError(
-            f"'{path}' could not be read and is probably damaged or cut short; copy or export it again."
-        ) from error
+            raise InputError(
+                f"'{path}' has a sheared grid, which mask files cannot describe; {SHEAR_REMEDY}."
+            ) from error
+        if "ImageIO" in str(error):
+            raise InputError(f"'{path}' {_foreign_format(path)}.") from error
+        raise InputError(f"'{path}' could not be read and is probably damaged; copy or export it again.") from error
     finally:
         sitk.ProcessObject.SetGlobalWarningDisplay(warned)
 
 
-SHEAR_REMEDY = "resample it to a rectangular grid first (for example with Slicer's Resample modules)"
+def _foreign_format(path: Path) -> str:
+    """What to say of a file in a format that SimpleITK doesn't know."""
+    if path.name.upper().endswith((".HEAD", ".BRIK", ".BRIK.GZ")):
+        return "is an AFNI file, which is not read; convert it to NIfTI (3dAFNItoNIFTI)"
+    if _nifti_affine(path) is not None:
+        return "is a NIfTI-2 file or a damaged NIfTI file; save it as NIfTI-1"
+    return f"is not an image in a format that is read; give {READABLE}"
 
 
 def refuse_shear(ijk_to_lps: np.ndarray, path: Path) -> None:
@@ -166,61 +189,67 @@ def _matrix(image: sitk.Image) -> np.ndarray:
     return matrix
 
 
-def _is_colour(image: sitk.Image, picture_file: bool) -> bool:
+def _is_colour(reader: sitk.ImageFileReader, is_picture: bool) -> bool:
     """Whether several numbers a voxel are colours; otherwise they are frames (sequences, time points)."""
-    kind = image.GetMetaData("NRRD_kinds[pixel]") if image.HasMetaDataKey("NRRD_kinds[pixel]") else ""
-    if kind:
-        return "color" in kind.lower()
-    bytes_a_voxel = "8-bit unsigned" in image.GetPixelIDTypeAsString()
-    return picture_file or (bytes_a_voxel and image.GetNumberOfComponentsPerPixel() in (3, 4))
+    if reader.HasMetaDataKey("NRRD_kinds[pixel]"):
+        return "color" in reader.GetMetaData("NRRD_kinds[pixel]").lower()
+    is_bytes = "8-bit unsigned" in sitk.GetPixelIDValueAsString(reader.GetPixelID())
+    return is_picture or (is_bytes and reader.GetNumberOfComponents() in (3, 4))
 
 
-def _clean(reading: Reading, path: Path) -> Reading:
-    """The reading without NaN and infinity, float64 as float32; bad voxels are outside and take the smallest value."""
-    if reading.voxels.dtype.kind != "f":
+def _mark_not_finite(reading: Reading) -> Reading:
+    """The reading with NaN and infinity outside and set to 0, and float64 as float32, slice by slice for memory."""
+    voxels = reading.voxels
+    if voxels.dtype.kind != "f":
         return reading
-    limit = np.finfo(np.float32).max
-    cleaned = np.empty(reading.voxels.shape, np.float32)
-    bad = []  # numbers of the slices with bad voxels
-    for k, source in enumerate(reading.voxels):  # slice by slice, for memory
-        finite = np.isfinite(source)
-        cleaned[k] = np.clip(np.where(finite, source, np.nan), -limit, limit)
-        if not finite.all():
-            bad.append(k)
+    bad = [k for k, section in enumerate(voxels) if not np.isfinite(section).all()]
+    if voxels.dtype != np.float32 or bad:
+        limit = np.finfo(np.float32).max
+        voxels = np.empty(reading.voxels.shape, np.float32)
+        for section, source in zip(voxels, reading.voxels, strict=True):
+            section[...] = np.clip(np.nan_to_num(source, nan=0.0, posinf=0.0, neginf=0.0), -limit, limit)
     if not bad:
-        return replace(reading, voxels=cleaned)
-    outside = np.zeros(cleaned.shape, bool) if reading.outside is None else reading.outside.copy()
+        return replace(reading, voxels=voxels)
+    outside = np.zeros(voxels.shape, bool) if reading.outside is None else reading.outside.copy()
     count = 0
     for k in bad:
-        missing = np.isnan(cleaned[k])
-        count += int(np.count_nonzero(missing))
-        outside[k] |= missing
-    if count == cleaned.size:
-        raise InputError(f"'{path}' holds no finite number in any voxel; export the image again.")
-    smallest = np.nanmin([np.nanmin(section) for section in cleaned if not np.isnan(section).all()])
-    for k in bad:
-        np.nan_to_num(cleaned[k], copy=False, nan=float(smallest))
+        not_finite = ~np.isfinite(reading.voxels[k])
+        outside[k] |= not_finite
+        count += int(np.count_nonzero(not_finite))
     which = "1 voxel is" if count == 1 else f"{count} voxels are"
     warning = f"{which} NaN or infinite and will be treated as outside the image."
-    return replace(reading, voxels=cleaned, outside=outside, warnings=(*reading.warnings, warning))
+    return replace(reading, voxels=voxels, outside=outside, warnings=(*reading.warnings, warning))
 
 
 def _mark_padding(reading: Reading) -> Reading:
-    """Take the end of a 16-bit type as padding when no other value lies near it."""
-    ends = {np.dtype(np.int16): -32768, np.dtype(np.uint16): 65535}
-    end = ends.get(reading.voxels.dtype)
-    if end is None or reading.outside is not None:
+    """Take the end of a 16-bit type as padding outside the image when no other value lies near it."""
+    voxels = reading.voxels
+    end = {np.dtype(np.int16): -32768, np.dtype(np.uint16): 65535}.get(voxels.dtype)
+    if end is None or reading.outside is not None or end not in (voxels.min(), voxels.max()):
         return reading
-    padding = reading.voxels == end
-    if not padding.any() or padding.all():
+    padding = voxels == end
+    nearest = voxels.min(where=~padding, initial=32767) if end < 0 else voxels.max(where=~padding, initial=0)
+    if padding.all() or abs(int(nearest) - end) < PADDING_GAP:
         return reading
-    smallest = int(reading.voxels.min(where=~padding, initial=32767 if end < 0 else 65535))
-    largest = int(reading.voxels.max(where=~padding, initial=-32768 if end < 0 else 0))
-    if abs((smallest if end < 0 else largest) - end) < PADDING_GAP:
-        return reading
-    voxels = np.where(padding, reading.voxels.dtype.type(smallest), reading.voxels)
     warning = f"{np.count_nonzero(padding)} voxels with the value {end} were taken as padding outside the image."
-    return replace(reading, voxels=voxels, outside=padding, warnings=(*reading.warnings, warning))
+    return replace(reading, outside=padding, warnings=(*reading.warnings, warning))
+
+
+def _fill_outside(reading: Reading, path: Path) -> Reading:
+    """The reading with the smallest value of the image in all voxels outside it."""
+    if reading.outside is None:
+        return reading
+    smallest = [
+        section.min(where=~hidden, initial=section.max())
+        for section, hidden in zip(reading.voxels, reading.outside, strict=True)
+        if not hidden.all()
+    ]
+    if not smallest:
+        raise InputError(f"'{path}' holds nothing but padding, NaN or infinity; export the image again.")
+    voxels = reading.voxels.copy()
+    for section, hidden in zip(voxels, reading.outside, strict=True):
+        section[hidden] = min(smallest)
+    return replace(reading, voxels=voxels)
 
 
 def guess_modality(voxels: np.ndarray, dimension: int) -> str:
