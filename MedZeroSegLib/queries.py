@@ -26,37 +26,40 @@ from .vocabulary import (
 )
 
 LONGEST_NAME = 200  # characters; the text towers read about this much and cut the rest
-LONGEST_TYPO = 60  # characters; no name in the vocabulary is longer
+LONGEST_QUOTE = 40  # characters of a name that a warning repeats
+LONGEST_TYPO = 60  # characters; no wording in the vocabulary is longer
 SHORTEST_TYPO = 4  # characters; shorter text is near to everything
 TYPO_LIKENESS = 0.8  # difflib ratio, 0..1; "livr" and "liver" have 0.89
+TYPO_MARGIN = 0.06  # of that ratio; what is further behind the best is not offered
 SUGGESTIONS_MOST = 3
 
 SEPARATORS = ",;\n\r，；、"
-QUOTES: Mapping[str, str] = {'"': '"', "“": "”", "„": "“", "«": "»"}
+PART = re.compile(  # a name in quotes up to the next separator, or else (last group) what stands between separators
+    rf"""\s*(?:"([^"]*)"|“([^”]*)”|„([^“”]*)[“”]|«([^»]*)»)\s*(?=[{SEPARATORS}]|\Z)|([^{SEPARATORS}]+)"""
+)
 
 SIDE_WORDS: Mapping[str, Side] = {
-    **dict.fromkeys(("left", "lt", "l", "lft", "lefthand", "leftsided", "sinister", "sinistra", "sinistrum"), "left"),
-    **dict.fromkeys(("right", "rt", "r", "rgt", "righthand", "rightsided", "dexter", "dextra", "dextrum"), "right"),
+    **dict.fromkeys(("left", "lt", "l", "leftsided", "sinister", "sinistra", "sinistrum"), "left"),
+    **dict.fromkeys(("right", "rt", "r", "rightsided", "dexter", "dextra", "dextrum"), "right"),
 }
 BOTH_WORDS = frozenset({"both", "bilateral"})
-IDLE_WORDS = frozenset({"of", "the", "a", "an", "and", "in", "side", "sided", "hand"})
+IDLE_WORDS = frozenset({"of", "the", "a", "an", "and", "in", "side", "sided"})
 BRITISH = (
     ("oesoph", "esoph"), ("tumour", "tumor"), ("oedem", "edem"), ("haem", "hem"), ("grey", "gray"), ("coeli", "celi"),
     ("caec", "cec"), ("foet", "fet"), ("centre", "center"), ("fibre", "fiber"), ("calibre", "caliber"),
-    ("ischaem", "ischem"), ("orthopaed", "orthoped"), ("opacif", "opacif"), ("disk", "disc"),
+    ("ischaem", "ischem"), ("orthopaed", "orthoped"), ("disk", "disc"),
 )  # fmt: skip
 PLURALS: Mapping[str, str] = {
-    "atria": "atrium", "bronchi": "bronchus", "calculi": "calculus", "diverticula": "diverticulum", "femora": "femur",
-    "foci": "focus", "ganglia": "ganglion", "humeri": "humerus", "menisci": "meniscus", "metastases": "metastasis",
-    "nuclei": "nucleus", "ossa": "os", "pelves": "pelvis", "septa": "septum", "sinuses": "sinus", "sternum": "sternum",
-    "stenoses": "stenosis", "teeth": "tooth", "testes": "testis", "thrombi": "thrombus", "tibiae": "tibia",
-    "fibulae": "fibula", "scapulae": "scapula", "ulnae": "ulna", "uteri": "uterus", "venae": "vena",
-    "vertebrae": "vertebra", "vertebras": "vertebra", "ovaries": "ovary", "feet": "foot", "plexuses": "plexus",
-    "thymuses": "thymus", "viscera": "viscus", "abscesses": "abscess", "masses": "mass", "pancreases": "pancreas",
-    "crises": "crisis", "patellae": "patella", "maxillae": "maxilla", "claviculae": "clavicula", "costae": "costa",
-    "bullae": "bulla", "hernias": "hernia", "areas": "area", "fibromata": "fibroma", "oedemata": "edema",
+    "areas": "area", "atria": "atrium", "bronchi": "bronchus", "bullae": "bulla", "calculi": "calculus",
+    "claviculae": "clavicula", "costae": "costa", "feet": "foot", "femora": "femur", "fibulae": "fibula",
+    "foci": "focus", "ganglia": "ganglion", "hernias": "hernia", "humeri": "humerus", "maxillae": "maxilla",
+    "menisci": "meniscus", "metastases": "metastasis", "nuclei": "nucleus", "patellae": "patella", "pelves": "pelvis",
+    "scapulae": "scapula", "septa": "septum", "stenoses": "stenosis", "teeth": "tooth", "testes": "testis",
+    "thrombi": "thrombus", "tibiae": "tibia", "ulnae": "ulna", "uteri": "uterus", "venae": "vena",
+    "vertebrae": "vertebra", "vertebras": "vertebra",
 }  # fmt: skip
-SINGULAR_ENDINGS = ("ss", "us", "is", "as", "eps", "os", "ies")
+SINGULAR_ENDINGS = ("ss", "us", "is", "as", "eps", "os")  # of words that aren't plurals: pancreas, thymus, biceps
+LEVEL_WORDS = frozenset({"vertebra", "vertebral", "disc", "spine", "body"})
 
 Key = tuple[str, ...]
 
@@ -104,6 +107,13 @@ class Query:
         return self.structure.color if self.structure else _color_of_text(_fold(self.name))
 
 
+@dataclass(frozen=True)
+class _Entry:
+    structure: Structure
+    side: Side | None = None
+    contextual: bool = False
+
+
 def resolve(names: str | Sequence[str]) -> list[Query]:
     """Resolve typed names, in order.
 
@@ -118,12 +128,15 @@ def resolve(names: str | Sequence[str]) -> list[Query]:
     Raises
     ------
     InputError
-        When nothing was typed.
+        When nothing was typed, or text that isn't valid Unicode.
     """
     typed = split_names(names) if isinstance(names, str) else [name.strip() for name in names]
     typed = [name for name in typed if name]
     if not typed:
         raise InputError("No structure was named; type at least one name, for example: liver; left kidney.")
+    for name in typed:
+        if any(unicodedata.category(character) == "Cs" for character in name):
+            raise InputError(f"The name {name!a} isn't valid Unicode text; type it again or save the list as UTF-8.")
     spellings: dict[str, list[str]] = {}
     for name in typed:
         spellings.setdefault(_fold(name), []).append(name)
@@ -135,104 +148,96 @@ def split_names(text: str) -> list[str]:
     """Split a typed list at commas, semicolons and line ends, also full-width ones.
 
     Empty parts are left out. A name in double quotes may hold separators. A part that is only a side belongs to the
-    part before it, so that "kidney, left, spleen" is "kidney, left" and "spleen".
+    part before it, so that "kidney, left, spleen" is "kidney, left" and "spleen"; at the start of the list, to the
+    part after it.
     """
     names: list[str] = []
+    waiting = ""
     for part, quoted in _parts(text):
-        if not quoted and _is_side(part) and names and not _sides(_words(names[-1])):
+        sideless = not quoted and _is_side(part)
+        if sideless and names and not _sides(_words(names[-1])):
             names[-1] = f"{names[-1]}, {part}"
+        elif sideless and not names and not waiting:
+            waiting = part
         else:
-            names.append(part)
-    return names
+            names.append(f"{waiting}, {part}" if waiting else part)
+            waiting = ""
+    return [*names, waiting] if waiting else names
 
 
 def _parts(text: str) -> list[tuple[str, bool]]:
-    parts: list[tuple[str, bool]] = []
-    start = position = 0
-    quoted = False
-    while position <= len(text):
-        character = text[position] if position < len(text) else SEPARATORS[0]
-        closing = text.find(QUOTES[character], position + 1) if character in QUOTES else -1
-        if closing >= 0 and not text[start:position].strip():
-            parts.append((text[position + 1 : closing].strip(), True))
-            start = position = closing + 1
-            quoted = True
-        elif character in SEPARATORS:
-            parts.append((text[start:position].strip(), False))
-            start, quoted = position + 1, False
-            position += 1
-        else:
-            position += 1
-    del quoted
+    """The parts of a list, trimmed, each with whether it stood in quotes; empty ones are left out."""
+    parts = (
+        (match.group(match.lastindex or 0).strip(), match.lastindex != PART.groups) for match in PART.finditer(text)
+    )
     return [(part, quoted) for part, quoted in parts if part]
 
 
 def _resolve_one(typed: str) -> Query:
-    words = _words(typed)
     if len(typed) > LONGEST_NAME:
-        warning = f"The name beginning “{typed[:40]}” has {len(typed)} characters; only its first part may count."
-        return _unknown(typed, (), (warning,))
-    ambiguous = _ambiguous().get(_key(words))
-    if ambiguous:
-        readings = " or ".join(ambiguous)
-        return _unknown(typed, ambiguous, (f"“{typed}” can mean {readings}; type the one that is meant.",))
-    found = _index().get(_key(words))
-    if found:
-        return _known(typed, found)
+        return _unknown(typed, (), f"{_quoted(typed)} has {len(typed)} characters; only its first part may count.")
+    words = _words(typed)
     rest = tuple(word for word in words if word not in SIDE_WORDS and word not in BOTH_WORDS)
+    sides = _sides(words)
+    readings = _ambiguous().get(_key(words)) or (_ambiguous().get(_key(rest)) if _found(words) is None else None)
+    if readings:
+        names = tuple(_named(vocabulary()[name], sides) for name in readings)
+        return _unknown(typed, names, f"{_quoted(typed)} can mean {' or '.join(names)}; type the one that is meant.")
+    if entry := _found(words):
+        return _known(typed, entry)
+    if entry := _found(rest):
+        return _known(typed, entry, sides)
     if not rest:
-        return _unknown(typed, (), (f"“{typed}” names a side and no structure; type both, for example: left kidney.",))
-    found = _index().get(_key(rest))
-    if found:
-        return _known(typed, found, _sides(words))
-    return _unknown(typed, _likely_meant(words, rest), ())
-
-
-@dataclass(frozen=True)
-class _Entry:
-    structure: Structure
-    side: Side | None = None
-    contextual: bool = False
+        missing = "names a side and no structure" if words else "has no letters"
+        return _unknown(typed, (), f"{_quoted(typed)} {missing}; type the structure, for example: left kidney.")
+    parts = [_resolve_one(part) for part in split_names(typed)]
+    if len(parts) > 1 and all(part.structure for part in parts):
+        names = tuple(part.name for part in parts)
+        return _unknown(typed, names, f"{_quoted(typed)} is taken as one name; give each structure as one of its own.")
+    return _unknown(typed, _likely_meant(rest, sides))
 
 
 def _known(typed: str, entry: _Entry, sides: frozenset[Side] = frozenset()) -> Query:
-    structure, side = entry.structure, entry.side
+    structure = entry.structure
+    name = _named(structure, frozenset({entry.side}) if entry.side else sides)
+    side: Side | None = None
     warnings: list[str] = []
     if entry.contextual:
-        warnings.append(f"“{typed}” was understood as {structure.name}; type the full name if something else is meant.")
-    if len(sides) == 1 and side is None:
-        (asked,) = sides
-        if structure.side == "paired":
-            side = asked
-        else:
-            warnings.append(f"{structure.name} has no {asked} one of its own here; the whole structure is used.")
-    name = f"{side} {structure.name}" if side else structure.name
+        warnings.append(f"{_quoted(typed)} was understood as {name}; type the full name if something else is meant.")
+    if structure.side == "paired":
+        side = entry.side or next(iter(sides), None)
+    elif sides:
+        warnings.append(
+            f"{structure.name} isn't divided into left and right here; the whole is used for {_quoted(typed)}."
+        )
     return Query(typed, name, structure, side, "known", (), tuple(warnings))
 
 
-def _unknown(typed: str, suggestions: tuple[str, ...], warnings: tuple[str, ...]) -> Query:
+def _unknown(typed: str, suggestions: tuple[str, ...], *warnings: str) -> Query:
     return Query(typed, _single_blanks(typed), None, None, "unknown", suggestions, warnings)
 
 
-def _likely_meant(words: Key, rest: Key) -> tuple[str, ...]:
-    sides = _sides(words)
+def _named(structure: Structure, sides: frozenset[Side]) -> str:
+    return " ".join([*sides, structure.name]) if structure.side == "paired" else structure.name
+
+
+def _likely_meant(rest: Key, sides: frozenset[Side]) -> tuple[str, ...]:
+    """Names of the structures of which one wording is nearly the text, the likeliest first."""
     text = " ".join(rest)
     if not SHORTEST_TYPO <= len(text) <= LONGEST_TYPO:
         return ()
     candidates = _typo_candidates()
     near = difflib.get_close_matches(text, candidates, n=4 * SUGGESTIONS_MOST, cutoff=TYPO_LIKENESS)
-    names: dict[str, None] = {}
-    for structure in (candidates[text] for text in near):
-        side = next(iter(sides)) if len(sides) == 1 and structure.side == "paired" else None
-        names[f"{side} {structure.name}" if side else structure.name] = None
-    return tuple(names)[:SUGGESTIONS_MOST]
+    likeness = [difflib.SequenceMatcher(None, candidate, text).ratio() for candidate in near]
+    best = [candidates[name] for name, ratio in zip(near, likeness, strict=True) if ratio >= likeness[0] - TYPO_MARGIN]
+    return tuple(dict.fromkeys(_named(structure, sides) for structure in best))[:SUGGESTIONS_MOST]
 
 
 def _with_doubles(query: Query, spellings: list[str]) -> Query:
     if len(spellings) == 1:
         return query
-    listed = ", ".join(f"“{spelling}”" for spelling in spellings)
-    warning = f"{listed} are one name apart from case and blanks; it runs once."
+    listed = ", ".join(_quoted(spelling) for spelling in spellings)
+    warning = f"{listed} differ at most in case and blanks; they run once."
     return replace(query, warnings=(*query.warnings, warning))
 
 
@@ -242,10 +247,17 @@ def _with_shared_meanings(queries: list[Query]) -> list[Query]:
     for query in queries:
         other = first.setdefault(query.name, query) if query.structure else query
         if other is not query:
-            warning = f"“{query.typed}” and “{other.typed}” both mean {query.name} and give the same mask."
+            warning = (
+                f"{_quoted(query.typed)} means the same as {_quoted(other.typed)}: {query.name}; the masks are equal."
+            )
             query = replace(query, warnings=(*query.warnings, warning))
         told.append(query)
     return told
+
+
+def _found(words: Key) -> _Entry | None:
+    """The entry whose words these are in any order, or that they make when written together ("gall bladder")."""
+    return _index().get(_key(words)) or _index().get(("".join(words),))
 
 
 @cache
@@ -258,6 +270,9 @@ def _index() -> Mapping[Key, _Entry]:
         index.setdefault(_key(_words(short)), _Entry(vocabulary()[name], side))
     for short, name in abbreviations().contextual.items():
         index.setdefault(_key(_words(short)), _Entry(vocabulary()[name], contextual=True))
+    for structure in vocabulary().values():
+        for wording in wordings(structure):
+            index.setdefault(("".join(_words(wording)),), _Entry(structure))
     return index
 
 
@@ -271,28 +286,27 @@ def _typo_candidates() -> Mapping[str, Structure]:
     candidates: dict[str, Structure] = {}
     for structure in vocabulary().values():
         for wording in wordings(structure):
-            text = " ".join(_words(wording))
-            if len(text) >= SHORTEST_TYPO:
-                candidates.setdefault(text, structure)
-    return candidates
+            candidates.setdefault(" ".join(_words(wording)), structure)
+    return {text: structure for text, structure in candidates.items() if len(text) >= SHORTEST_TYPO}
 
 
+@cache
 def _words(text: str) -> Key:
-    """Folded words in order: one spelling per letter, American, singular, sides as "left" and "right"."""
-    letters = "".join(c if unicodedata.category(c)[0] in "LMN" else " " for c in _fold(text))
+    """Folded words in order: American spelling, singular, sides as "left" and "right", idle words left out."""
+    folded = re.sub(r"['’]s\b", "", _fold(text))
+    letters = "".join(c if unicodedata.category(c)[0] in "LMN" else " " for c in folded)
     for british, american in BRITISH:
         letters = letters.replace(british, american)
-    words = tuple(_singular(word) for word in letters.split())
-    words = _joined_levels(words)
-    words = tuple(SIDE_WORDS.get(word, word) for word in words)
+    words = tuple(SIDE_WORDS.get(word, word) for word in _joined_levels([_singular(word) for word in letters.split()]))
     return tuple(word for word in words if word not in IDLE_WORDS) or words
 
 
-def _joined_levels(words: Key) -> Key:
-    """Join "L 4" to "l4" where a vertebra or disc is spoken of, so that its letter isn't taken for a side."""
-    if not {"vertebra", "vertebral", "disc", "spine", "body"} & set(words):
+def _joined_levels(words: list[str]) -> list[str]:
+    """Write "l 4" as "l4" and "l spine" as "lspine", where a level of the spine is meant and not a side."""
+    alone = len(words) > 1 and all(word.isdecimal() for word in words[1:])
+    if not alone and not LEVEL_WORDS & set(words):
         return words
-    return tuple(re.sub(r"\b([ctls]) (\d+)\b", r"\1\2", " ".join(words)).split())
+    return re.sub(r"\b([ctls]) (\d+|spine)\b", r"\1\2", " ".join(words)).split()
 
 
 def _key(words: Key) -> Key:
@@ -300,24 +314,26 @@ def _key(words: Key) -> Key:
 
 
 def _sides(words: Key) -> frozenset[Side]:
-    """Sides named in folded words; none when both are."""
+    """The side that folded words name; empty when they name none or both."""
     sides = frozenset(SIDE_WORDS[word] for word in words if word in SIDE_WORDS)
     return sides if len(sides) == 1 else frozenset()
 
 
 def _is_side(text: str) -> bool:
     words = _words(text)
-    return bool(words) and all(word in SIDE_WORDS for word in words)
+    return bool(words) and all(word in SIDE_WORDS or word in BOTH_WORDS for word in words)
 
 
 def _singular(word: str) -> str:
     if word in PLURALS:
         return PLURALS[word]
-    if word.endswith("ies") and len(word) > 4:
+    if len(word) <= 3 or not word.endswith("s"):
+        return word
+    if word.endswith("ies"):
         return word[:-3] + "y"
-    if word.endswith("s") and len(word) > 3 and not word.endswith(SINGULAR_ENDINGS):
-        return word[:-1]
-    return word
+    if word.endswith(("sses", "uses", "ches", "shes", "xes")):
+        return word[:-2]
+    return word if word.endswith(SINGULAR_ENDINGS) else word[:-1]
 
 
 def _fold(text: str) -> str:
@@ -327,10 +343,17 @@ def _fold(text: str) -> str:
 
 
 def _single_blanks(text: str) -> str:
-    return " ".join(unicodedata.normalize("NFC", text).split())
+    """Composed, control characters and runs of blanks as one blank."""
+    shown = "".join(" " if unicodedata.category(character) == "Cc" else character for character in text)
+    return " ".join(unicodedata.normalize("NFC", shown).split())
+
+
+def _quoted(text: str) -> str:
+    shown = _single_blanks(text)
+    return f"“{shown}”" if len(shown) <= LONGEST_QUOTE else f"“{shown[:LONGEST_QUOTE]}…”"
 
 
 def _color_of_text(text: str) -> tuple[int, int, int]:
-    hue = int.from_bytes(hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()[:4], "big") / 2**32
+    hue = int.from_bytes(hashlib.sha256(text.encode("utf-8")).digest()[:4], "big") / 2**32
     red, green, blue = colorsys.hsv_to_rgb(hue, 0.55, 0.9)
     return round(255 * red), round(255 * green), round(255 * blue)

@@ -20,7 +20,7 @@ KINDS = ("organ", "bone", "muscle", "vessel", "heart", "brain", "dental", "spine
 
 @dataclass(frozen=True)
 class Code:
-    """A coded term: scheme designator as DICOM writes it ("SCT" is SNOMED CT), value and meaning."""
+    """A coded term: scheme designator as DICOM writes it (SCT is SNOMED CT, DCM DICOM's own, NCIt), value, meaning."""
 
     scheme: str
     value: str
@@ -33,6 +33,7 @@ CATEGORIES = MappingProxyType(
         "structure": ANATOMICAL_STRUCTURE,
         "altered": Code("SCT", "49755003", "Morphologically Altered Structure"),
         "tissue": Code("SCT", "85756007", "Tissue"),
+        "substance": Code("SCT", "91720002", "Body Substance"),
         "object": Code("SCT", "260787004", "Physical object"),
     }
 )
@@ -50,14 +51,15 @@ class Structure:
     name: canonical name; without a side where left and right are two positions of one structure ("kidney"), with it
         where they are two structures ("left ventricle").
     synonyms: further wordings, abbreviations included, each of which means this structure and no other.
-    code, category: SNOMED CT terms for the segment; `code` is None where no certain one is known.
+    code, category: terms for the segment's type and category; `code` is None where no certain one is known.
     color: red, green, blue, 0..255.
     window: CT level and width in HU.
     modalities: members of `volume.MODALITIES` in which it is usually seen.
     region, kind: members of `REGIONS` and `KINDS`.
     parts: most connected components in a whole volume (of one side if paired); 0 is any number.
     side: "paired" where left and right are told apart by geometry, else "none".
-    parents: names of the structures that contain or overlap it, so that both may hold the same voxel.
+    parents: names of all structures that contain or overlap it, parents of parents included; the same voxel may be in
+        both. Generic findings and devices may lie in any structure besides.
     encloses: for a ring, the name of the structure in its hole.
     """
 
@@ -126,7 +128,7 @@ def _structure(row: dict[str, Any]) -> Structure:
     return Structure(
         name=row["name"],
         synonyms=tuple(row["synonyms"]),
-        code=None if code is None else Code("SCT", code[0], code[1]),
+        code=None if code is None else Code(*code),
         category=CATEGORIES[row["category"]],
         color=(red, green, blue),
         window=(float(level), float(width)),
