@@ -190,9 +190,10 @@ def _resolve_one(typed: str) -> Query:
     if not rest:
         missing = "names a side and no structure" if words else "has no letters"
         return _unknown(typed, (), f"{_quoted(typed)} {missing}; type the structure, for example: left kidney.")
-    parts = [_resolve_one(part) for part in split_names(typed)]
-    if len(parts) > 1 and all(part.structure for part in parts):
-        names = tuple(part.name for part in parts)
+    parts = split_names(typed)
+    listed = [_resolve_one(part) for part in parts] if len(parts) > 1 else []
+    if listed and all(query.structure for query in listed):
+        names = tuple(query.name for query in listed)
         return _unknown(typed, names, f"{_quoted(typed)} is taken as one name; give each structure as one of its own.")
     return _unknown(typed, _likely_meant(rest, sides))
 
