@@ -27,7 +27,7 @@ from pydicom.uid import (
 )
 
 from MedZeroSegLib.errors import InputError
-from MedZeroSegLib.reading import to_grey
+from MedZeroSegLib.reading import rescale, to_grey
 
 PREAMBLE = 128  # bytes before "DICM"
 STANDARD = -1
@@ -153,14 +153,11 @@ def _padding(dataset: Dataset, stored: np.ndarray) -> np.ndarray | None:
 def _rescaled(dataset: Dataset, stored: np.ndarray, frame: int) -> np.ndarray:
     """Modality values by the frame's own rescale, the file's rescale or its modality lookup table."""
     place = _rescale_place(dataset, frame)
-    if "RescaleSlope" not in place:
-        if dataset.get("ModalityLUTSequence"):
-            return _fitted(np.asarray(apply_modality_lut(stored, dataset)))
-        return _fitted(stored)
-    slope, intercept = float(place.RescaleSlope), float(place.get("RescaleIntercept") or 0)
-    if slope == 1 and intercept.is_integer() and stored.dtype.kind in "iu":
-        return _fitted(stored.astype(np.int64) + int(intercept))
-    return (stored.astype(np.float64) * (slope or 1.0) + intercept).astype(np.float32)
+    if "RescaleSlope" in place:
+        return rescale(stored, float(place.RescaleSlope) or 1.0, float(place.get("RescaleIntercept") or 0))
+    if dataset.get("ModalityLUTSequence"):
+        return np.asarray(apply_modality_lut(stored, dataset))
+    return stored
 
 
 def _rescale_place(dataset: Dataset, frame: int) -> Dataset:
@@ -170,19 +167,6 @@ def _rescale_place(dataset: Dataset, frame: int) -> Dataset:
         if group.get("PixelValueTransformationSequence"):
             return group.PixelValueTransformationSequence[0]
     return dataset
-
-
-def _fitted(values: np.ndarray) -> np.ndarray:
-    """Integers in the smallest type that holds them (at least 16 bits, if they weren't smaller), floats as float32."""
-    if values.dtype.kind == "f":
-        return values.astype(np.float32)
-    if values.dtype.itemsize <= 2:
-        return values
-    for dtype in (np.int16, np.uint16, np.int32):
-        limits = np.iinfo(dtype)
-        if limits.min <= values.min() and values.max() <= limits.max:
-            return values.astype(dtype)
-    return values.astype(np.float32)
 
 
 def _stored_frames(path: Path, dataset: Dataset, frames: Sequence[int]) -> Iterator[np.ndarray]:

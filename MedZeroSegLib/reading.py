@@ -50,3 +50,21 @@ def to_grey(channels: np.ndarray) -> tuple[np.ndarray, bool]:
     for channel, weight in zip(channels[:3], LUMA, strict=True):
         grey += np.float32(weight) * channel
     return (grey if channels.dtype.kind == "f" else np.rint(grey).astype(channels.dtype)), True
+
+
+def rescale(stored: np.ndarray, slope: float, intercept: float) -> np.ndarray:
+    """``stored * slope + intercept``: shifted integers in the smallest type that holds them, all else float32."""
+    if (slope, intercept) == (1, 0):
+        return stored
+    if slope == 1 and float(intercept).is_integer() and stored.dtype.kind in "iu":
+        smallest, largest = int(stored.min()) + int(intercept), int(stored.max()) + int(intercept)
+        for dtype in (np.int16, np.uint16, np.int32):
+            limits = np.iinfo(dtype)
+            if limits.min <= smallest and largest <= limits.max:
+                # Added in two's complement, which wraps to the right result whatever the stored type was.
+                return stored.astype(dtype) + np.array(int(intercept)).astype(dtype)
+    scaled = np.empty(stored.shape, np.float32)
+    with np.errstate(over="ignore", invalid="ignore"):
+        for section, source in zip(scaled, stored, strict=True):
+            section[...] = source.astype(np.float64) * slope + intercept
+    return scaled

@@ -4,8 +4,7 @@ SimpleITK reads NIfTI, NRRD, MetaImage, pictures and other single files here; di
 
 from __future__ import annotations
 
-import gzip
-import struct
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -16,6 +15,7 @@ import SimpleITK as sitk
 
 from MedZeroSegLib import dicom_io
 from MedZeroSegLib.errors import InputError
+from MedZeroSegLib.nifti import NiftiHeader, read_nifti_header, read_nifti_voxels
 from MedZeroSegLib.reading import COLOUR_WARNING, Reading, choose_frame, to_grey
 from MedZeroSegLib.volume import MODALITIES, Volume
 
@@ -46,7 +46,11 @@ def read_volume(path: str | Path, modality: str | None = None, frame: int | None
     if modality is not None and modality not in MODALITIES:
         raise InputError(f"The modality '{modality}' is not known; use one of {', '.join(MODALITIES)}.")
     _check_path(path)
-    reading = dicom_io.read_dicom(path, frame) if dicom_io.is_dicom(path) else _read_file(path, frame)
+    if dicom_io.is_dicom(path):
+        reading = dicom_io.read_dicom(path, frame)
+    else:
+        header = read_nifti_header(path)
+        reading = _read_file(path, frame) if header is None else _read_nifti(path, header, frame)
     refuse_shear(reading.ijk_to_lps, path)
     reading = _fill_outside(_mark_padding(_mark_not_finite(reading)), path)
     stated, notes = reading.modality, reading.warnings
@@ -84,15 +88,34 @@ def _check_path(path: Path) -> None:
         raise InputError(f"'{path}' cannot be read ({reason}); check its permissions.") from error
 
 
+def _read_nifti(path: Path, header: NiftiHeader, frame: int | None) -> Reading:
+    try:
+        information = _image_information(path)
+    except InputError:
+        refuse_shear(header.sform, path)  # says why, if that is why
+        raise
+    voxels = read_nifti_voxels(path, header, choose_frame(header.frames, frame, path))
+    warnings: tuple[str, ...] = ()
+    if voxels.ndim > len(header.shape):
+        voxels, lost_colour = to_grey(np.moveaxis(voxels, -1, 0))
+        warnings = (COLOUR_WARNING,) if lost_colour else ()
+    return Reading(
+        voxels=voxels if voxels.ndim == 3 else voxels[np.newaxis],
+        ijk_to_lps=_matrix(information),
+        dimension=voxels.ndim,
+        calibrated=True,
+        warnings=warnings,
+    )
+
+
 def _read_file(path: Path, frame: int | None) -> Reading:
     """One frame of an image of 2 to 5 dimensions and any number of components; only that frame is held in memory."""
-    reader = sitk.ImageFileReader()
-    reader.SetFileName(str(path))
-    with _refusing_unreadable(path):
-        reader.ReadImageInformation()
+    is_picture = path.name.lower().endswith(PICTURE_SUFFIXES)
+    if is_picture:
+        _refuse_cut_jpeg(path)
+    reader = _image_information(path)
     if "complex" in sitk.GetPixelIDValueAsString(reader.GetPixelID()):
         raise InputError(f"'{path}' holds complex numbers; save its magnitude as an image and give that.")
-    is_picture = path.name.lower().endswith(PICTURE_SUFFIXES)
     colours = reader.GetNumberOfComponents() > 1 and _is_colour(reader, is_picture)
     components = 1 if colours else reader.GetNumberOfComponents()
     size = reader.GetSize()
@@ -118,34 +141,60 @@ def _read_file(path: Path, frame: int | None) -> Reading:
     )
 
 
+def _refuse_cut_jpeg(path: Path) -> None:
+    """Refuse a JPEG whose last scan has no end; the decoder would fill what is missing with grey."""
+    content = path.read_bytes() if path.name.lower().endswith((".jpg", ".jpeg")) else b""
+    if content[:2] == b"\xff\xd8" and content.rfind(b"\xff\xd9") < content.rfind(b"\xff\xda"):
+        raise InputError(f"'{path}' is cut short; copy or export it again.")
+
+
+def _image_information(path: Path) -> sitk.ImageFileReader:
+    reader = sitk.ImageFileReader()
+    reader.SetFileName(str(path))
+    with _refusing_unreadable(path):
+        reader.ReadImageInformation()
+    return reader
+
+
 @contextmanager
 def _refusing_unreadable(path: Path) -> Iterator[None]:
-    """Turn SimpleITK's errors into sentences, and keep its remarks, which are for its developers, off stderr."""
+    """Turn SimpleITK's errors into sentences, and keep off stderr what it and its libraries print there."""
     warned = sitk.ProcessObject.GetGlobalWarningDisplay()
     sitk.ProcessObject.SetGlobalWarningDisplay(False)
     try:
-        yield
+        with _silent_stderr():
+            yield
     except RuntimeError as error:
-        if "orthonormal" in str(error):
-            matrix = _nifti_affine(path)
-            if matrix is not None:
-                refuse_shear(matrix, path)
-            raise InputError(
-                f"'{path}' has a sheared grid, which mask files cannot describe; {SHEAR_REMEDY}."
-            ) from error
-        if "ImageIO" in str(error):
+        if "PixelType" in str(error):
+            raise InputError(f"'{path}' has a pixel type that is not read; save it as grey or RGB levels.") from error
+        if "ImageIO reader" in str(error):
             raise InputError(f"'{path}' {_foreign_format(path)}.") from error
         raise InputError(f"'{path}' could not be read and is probably damaged; copy or export it again.") from error
     finally:
         sitk.ProcessObject.SetGlobalWarningDisplay(warned)
 
 
+@contextmanager
+def _silent_stderr() -> Iterator[None]:
+    """MetaIO and libjpeg write to file descriptor 2 themselves."""
+    try:
+        kept = os.dup(2)
+    except OSError:  # a program without a console has none
+        yield
+        return
+    try:
+        with open(os.devnull, "wb") as nowhere:
+            os.dup2(nowhere.fileno(), 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+
+
 def _foreign_format(path: Path) -> str:
     """What to say of a file in a format that SimpleITK doesn't know."""
     if path.name.upper().endswith((".HEAD", ".BRIK", ".BRIK.GZ")):
         return "is an AFNI file, which is not read; convert it to NIfTI (3dAFNItoNIFTI)"
-    if _nifti_affine(path) is not None:
-        return "is a NIfTI-2 file or a damaged NIfTI file; save it as NIfTI-1"
     return f"is not an image in a format that is read; give {READABLE}"
 
 
@@ -164,21 +213,7 @@ def refuse_shear(ijk_to_lps: np.ndarray, path: Path) -> None:
         )
 
 
-def _nifti_affine(path: Path) -> np.ndarray | None:
-    """The sform matrix of a NIfTI-1 or -2 header (RAS; angles are those of LPS), or None for other files."""
-    with path.open("rb") as file:
-        compressed = file.read(2) == b"\x1f\x8b"
-    with gzip.open(path) if compressed else path.open("rb") as file:
-        header = file.read(540)
-    for order in "<>":
-        size = struct.unpack_from(order + "i", header)[0] if len(header) == 540 else 0
-        if size in (348, 540):
-            layout, offset = (order + "12f", 280) if size == 348 else (order + "12d", 400)
-            return np.vstack([np.reshape(struct.unpack_from(layout, header, offset), (3, 4)), (0, 0, 0, 1)])
-    return None
-
-
-def _matrix(image: sitk.Image) -> np.ndarray:
+def _matrix(image: sitk.Image | sitk.ImageFileReader) -> np.ndarray:
     """IJK → LPS of the first three dimensions, as the file states it."""
     size = image.GetDimension()
     rank = min(size, 3)
@@ -191,8 +226,9 @@ def _matrix(image: sitk.Image) -> np.ndarray:
 
 def _is_colour(reader: sitk.ImageFileReader, is_picture: bool) -> bool:
     """Whether several numbers a voxel are colours; otherwise they are frames (sequences, time points)."""
-    if reader.HasMetaDataKey("NRRD_kinds[pixel]"):
-        return "color" in reader.GetMetaData("NRRD_kinds[pixel]").lower()
+    kind = reader.GetMetaData("NRRD_kinds[pixel]") if reader.HasMetaDataKey("NRRD_kinds[pixel]") else ""
+    if kind == "list" or "color" in kind.lower():
+        return kind != "list"
     is_bytes = "8-bit unsigned" in sitk.GetPixelIDValueAsString(reader.GetPixelID())
     return is_picture or (is_bytes and reader.GetNumberOfComponents() in (3, 4))
 
