@@ -10,7 +10,7 @@ import re
 import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, lru_cache
 from typing import Literal
 
 from .errors import InputError
@@ -52,11 +52,11 @@ BRITISH = (
 PLURALS: Mapping[str, str] = {
     "areas": "area", "atria": "atrium", "bronchi": "bronchus", "bullae": "bulla", "calculi": "calculus",
     "claviculae": "clavicula", "costae": "costa", "feet": "foot", "femora": "femur", "fibulae": "fibula",
-    "foci": "focus", "ganglia": "ganglion", "hernias": "hernia", "humeri": "humerus", "maxillae": "maxilla",
-    "menisci": "meniscus", "metastases": "metastasis", "nuclei": "nucleus", "patellae": "patella", "pelves": "pelvis",
-    "scapulae": "scapula", "septa": "septum", "stenoses": "stenosis", "teeth": "tooth", "testes": "testis",
-    "thrombi": "thrombus", "tibiae": "tibia", "ulnae": "ulna", "uteri": "uterus", "venae": "vena",
-    "vertebrae": "vertebra", "vertebras": "vertebra",
+    "foci": "focus", "ganglia": "ganglion", "hernias": "hernia", "humeri": "humerus", "lens": "lens",
+    "lenses": "lens", "maxillae": "maxilla", "menisci": "meniscus", "metastases": "metastasis",
+    "nuclei": "nucleus", "patellae": "patella", "pelves": "pelvis", "scapulae": "scapula", "septa": "septum",
+    "stenoses": "stenosis", "teeth": "tooth", "testes": "testis", "thrombi": "thrombus", "tibiae": "tibia",
+    "ulnae": "ulna", "uteri": "uterus", "venae": "vena", "vertebrae": "vertebra", "vertebras": "vertebra",
 }  # fmt: skip
 SINGULAR_ENDINGS = ("ss", "us", "is", "as", "eps", "os")  # of words that aren't plurals: pancreas, thymus, biceps
 LEVEL_WORDS = frozenset({"vertebra", "vertebral", "disc", "spine", "body"})
@@ -177,8 +177,7 @@ def _resolve_one(typed: str) -> Query:
     if len(typed) > LONGEST_NAME:
         return _unknown(typed, (), f"{_quoted(typed)} has {len(typed)} characters; only its first part may count.")
     words = _words(typed)
-    rest = tuple(word for word in words if word not in SIDE_WORDS and word not in BOTH_WORDS)
-    sides = _sides(words)
+    rest, sides = _sideless(words), _sides(words)
     readings = _ambiguous().get(_key(words)) or (_ambiguous().get(_key(rest)) if _found(words) is None else None)
     if readings:
         names = tuple(_named(vocabulary()[name], sides) for name in readings)
@@ -186,6 +185,8 @@ def _resolve_one(typed: str) -> Query:
     if entry := _found(words):
         return _known(typed, entry)
     if entry := _found(rest):
+        if entry.side and sides - {entry.side}:
+            return _unknown(typed, (), f"{_quoted(typed)} names both sides; type the one that is meant.")
         return _known(typed, entry, sides)
     if not rest:
         missing = "names a side and no structure" if words else "has no letters"
@@ -195,7 +196,7 @@ def _resolve_one(typed: str) -> Query:
     if listed and all(query.structure for query in listed):
         names = tuple(query.name for query in listed)
         return _unknown(typed, names, f"{_quoted(typed)} is taken as one name; give each structure as one of its own.")
-    return _unknown(typed, _likely_meant(rest, sides))
+    return _unknown(typed, _likely_meant(words))
 
 
 def _known(typed: str, entry: _Entry, sides: frozenset[Side] = frozenset()) -> Query:
@@ -222,16 +223,19 @@ def _named(structure: Structure, sides: frozenset[Side]) -> str:
     return " ".join([*sides, structure.name]) if structure.side == "paired" else structure.name
 
 
-def _likely_meant(rest: Key, sides: frozenset[Side]) -> tuple[str, ...]:
-    """Names of the structures of which one wording is nearly the text, the likeliest first."""
-    text = " ".join(rest)
-    if not SHORTEST_TYPO <= len(text) <= LONGEST_TYPO:
-        return ()
+def _likely_meant(words: Key) -> tuple[str, ...]:
+    """Names of the structures of which one wording is nearly these words, the likeliest first."""
+    words = tuple(next(iter(difflib.get_close_matches(word, SIDE_CODES, 1, TYPO_LIKENESS)), word) for word in words)
     candidates = _typo_candidates()
-    near = difflib.get_close_matches(text, candidates, n=4 * SUGGESTIONS_MOST, cutoff=TYPO_LIKENESS)
-    likeness = [difflib.SequenceMatcher(None, candidate, text).ratio() for candidate in near]
-    best = [candidates[name] for name, ratio in zip(near, likeness, strict=True) if ratio >= likeness[0] - TYPO_MARGIN]
-    return tuple(dict.fromkeys(_named(structure, sides) for structure in best))[:SUGGESTIONS_MOST]
+    likeness: dict[str, float] = {}
+    for text in (" ".join(words), " ".join(_sideless(words))):
+        if SHORTEST_TYPO <= len(text) <= LONGEST_TYPO:
+            for wording in difflib.get_close_matches(text, candidates, 4 * SUGGESTIONS_MOST, TYPO_LIKENESS):
+                name = _named(candidates[wording], _sides(words))
+                ratio = difflib.SequenceMatcher(None, wording, text).ratio()
+                likeness[name] = max(ratio, likeness.get(name, 0.0))
+    best = sorted(likeness, key=lambda name: -likeness[name])[:SUGGESTIONS_MOST]
+    return tuple(name for name in best if likeness[name] >= likeness[best[0]] - TYPO_MARGIN)
 
 
 def _with_doubles(query: Query, spellings: list[str]) -> Query:
@@ -291,7 +295,7 @@ def _typo_candidates() -> Mapping[str, Structure]:
     return {text: structure for text, structure in candidates.items() if len(text) >= SHORTEST_TYPO}
 
 
-@cache
+@lru_cache(4096)
 def _words(text: str) -> Key:
     """Folded words in order: American spelling, singular, sides as "left" and "right", idle words left out."""
     folded = re.sub(r"['’]s\b", "", _fold(text))
@@ -320,9 +324,13 @@ def _sides(words: Key) -> frozenset[Side]:
     return sides if len(sides) == 1 else frozenset()
 
 
+def _sideless(words: Key) -> Key:
+    return tuple(word for word in words if word not in SIDE_WORDS and word not in BOTH_WORDS)
+
+
 def _is_side(text: str) -> bool:
     words = _words(text)
-    return bool(words) and all(word in SIDE_WORDS or word in BOTH_WORDS for word in words)
+    return bool(words) and not _sideless(words)
 
 
 def _singular(word: str) -> str:

@@ -144,6 +144,9 @@ def test_chambers_of_the_heart_never_merge() -> None:
         ("left kidny", ("left kidney",)),
         ("plmonary artry", ("pulmonary artery",)),
         ("vertabra L1", ("vertebra L1",)),
+        ("lft kidney", ("left kidney",)),
+        ("rigth kidny", ("right kidney",)),
+        ("lft ventrikle", ("left ventricle",)),
         ("PV", ("portal vein", "pulmonary veins")),
         ("ventricle", ("left ventricle", "right ventricle", "brain ventricles")),
         ("left hemisphere", ("left cerebral hemisphere", "cerebellum")),
@@ -168,6 +171,12 @@ def test_a_side_that_an_unpaired_structure_lacks_is_said() -> None:
     query = only("left spleen")
     assert (query.name, query.side) == ("spleen", None)
     assert "left and right" in query.warnings[0]
+
+
+def test_a_short_form_with_the_other_side_is_not_taken_for_either() -> None:
+    query = only("left RUL")
+    assert query.status == "unknown" and "both sides" in query.warnings[0]
+    assert only("right RUL").name == "right lung upper lobe"
 
 
 def test_a_side_alone_names_nothing() -> None:
