@@ -33,6 +33,10 @@ PREAMBLE = 128  # bytes before "DICM"
 STANDARD = -1
 FIRST_VRS = (b"UL", b"CS", b"DA", b"TM", b"UI", b"SH", b"LO", b"OB")  # of the elements that can open a dataset
 IMPLICIT_LENGTH_MAX = 1024  # bytes; the first elements of a file hold short texts
+PIXEL_ATTRIBUTES = (
+    *("Rows", "Columns", "BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation"),
+    *("SamplesPerPixel", "PlanarConfiguration", "NumberOfFrames", "PixelData"),
+)
 
 
 def open_dataset(path: Path, header_only: bool = False) -> Dataset:
@@ -190,23 +194,11 @@ def _stored_frames(path: Path, dataset: Dataset, frames: Sequence[int]) -> Itera
 def _gdcm_frames(path: Path, dataset: Dataset) -> np.ndarray:
     """All frames [n, j, i] or [n, j, i, 3] decoded by GDCM from a copy without rescale or inversion, so as stored."""
     copy = Dataset()
-    for keyword in (
-        "Rows",
-        "Columns",
-        "BitsAllocated",
-        "BitsStored",
-        "HighBit",
-        "PixelRepresentation",
-        "SamplesPerPixel",
-        "PlanarConfiguration",
-        "NumberOfFrames",
-        "PhotometricInterpretation",
-        "PixelData",
-    ):
+    for keyword in PIXEL_ATTRIBUTES:
         if keyword in dataset:
             copy[keyword] = dataset[keyword]
-    if dataset.get("SamplesPerPixel") == 1:
-        copy.PhotometricInterpretation = "MONOCHROME2"
+    grey = dataset.get("SamplesPerPixel") == 1
+    copy.PhotometricInterpretation = "MONOCHROME2" if grey else dataset.PhotometricInterpretation
     several = int(dataset.get("NumberOfFrames") or 1) > 1
     copy.SOPClassUID = MultiFrameGrayscaleWordSecondaryCaptureImageStorage if several else SecondaryCaptureImageStorage
     copy.SOPInstanceUID = generate_uid()
@@ -226,4 +218,5 @@ def _gdcm_frames(path: Path, dataset: Dataset) -> np.ndarray:
         ) from error
     finally:
         sitk.ProcessObject.SetGlobalWarningDisplay(warned)
-    return sitk.GetArrayFromImage(image)
+    frames = sitk.GetArrayFromImage(image)
+    return frames.reshape(-1, dataset.Rows, dataset.Columns, *([] if grey else [frames.shape[-1]]))

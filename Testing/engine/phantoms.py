@@ -4,13 +4,16 @@ Canonical arrays here are [i, j, k] with i to the patient's left, j posterior, k
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import permutations, product
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import SimpleITK as sitk
+from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, SecondaryCaptureImageStorage, generate_uid
 
 CANONICAL_SHAPE = (48, 40, 32)
 CANONICAL_SPACING = (0.8, 1.1, 2.7)  # mm
@@ -91,3 +94,57 @@ def world_points(mask: np.ndarray, matrix: np.ndarray) -> np.ndarray:
     points = np.argwhere(mask) @ matrix[:3, :3].T + matrix[:3, 3]
     points = np.round(points, 3) + 0.0
     return points[np.lexsort(points.T)]
+
+
+def dicom_image(pixels: np.ndarray, modality: str = "CT", **attributes: Any) -> Dataset:
+    """A DICOM image with stored values [j, i], [frame, j, i] or [j, i, 3], and attributes by their keywords."""
+    image = Dataset()
+    image.file_meta = FileMetaDataset()
+    image.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    image.SOPClassUID = CTImageStorage if modality == "CT" else SecondaryCaptureImageStorage
+    image.SOPInstanceUID = image.file_meta.MediaStorageSOPInstanceUID = generate_uid()
+    image.file_meta.MediaStorageSOPClassUID = image.SOPClassUID
+    image.StudyInstanceUID = image.SeriesInstanceUID = "1.2.3"
+    image.SpecificCharacterSet = "ISO_IR 100"
+    image.PatientName = "Müller^Jörg"
+    image.Modality = modality
+    colour = pixels.ndim == 3 and pixels.shape[-1] == 3
+    if pixels.ndim == 3 and not colour:
+        image.NumberOfFrames = len(pixels)
+    image.SamplesPerPixel = 3 if colour else 1
+    image.PhotometricInterpretation = "RGB" if colour else "MONOCHROME2"
+    if colour:
+        image.PlanarConfiguration = 0
+    image.Rows, image.Columns = pixels.shape[:2] if colour else pixels.shape[-2:]
+    image.BitsAllocated = image.BitsStored = pixels.dtype.itemsize * 8
+    image.HighBit = image.BitsStored - 1
+    image.PixelRepresentation = int(pixels.dtype.kind == "i")
+    image.add_new(0x7FE00010, "OW" if pixels.dtype.itemsize > 1 else "OB", pixels.tobytes())
+    for keyword, value in attributes.items():
+        setattr(image, keyword, value)
+    return image
+
+
+def dicom_series(
+    folder: Path,
+    slices: np.ndarray,
+    positions: Sequence[Sequence[float]],
+    orientation: Sequence[float] = (1, 0, 0, 0, 1, 0),
+    spacing: tuple[float, float] = (1.0, 1.0),
+    modality: str = "CT",
+    **attributes: Any,
+) -> Path:
+    """Write one file for each slice [n, j, i] into a folder; positions in LPS mm, spacing of rows and columns."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for number, (pixels, position) in enumerate(zip(slices, positions, strict=True)):
+        image = dicom_image(
+            pixels,
+            modality,
+            ImagePositionPatient=[f"{value:.10g}" for value in position],
+            ImageOrientationPatient=[f"{value:.10g}" for value in orientation],
+            PixelSpacing=[f"{value:.10g}" for value in spacing],
+            InstanceNumber=number + 1,
+            **attributes,
+        )
+        image.save_as(folder / f"{image.SeriesInstanceUID}-{number:03d}.dcm", enforce_file_format=True)
+    return folder
