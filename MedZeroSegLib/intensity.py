@@ -20,10 +20,12 @@ BODY_FRACTION_MIN = 0.02  # of a slice; below it there is nothing to segment
 AIR_TISSUE_HU = -300.0  # between air or lung and fat, for CT in Hounsfield units
 ROBUST_PERCENTILES = (2.0, 98.0)  # with AIR_FRACTION of their distance the brain extraction tool BET finds the head
 AIR_FRACTION = 0.1  # (Smith, Human Brain Mapping 17:143, 2002); Otsu loses dark muscle: a quarter of the heart in ACDC
-RAW_CT_MEDIAN_MIN = 600.0  # of values > 0; a CT without negative values and above this was stored without its offset
+RAW_CT_PERCENTILE = 95.0  # a CT without negative values that exceeds RAW_CT_MIN here, where HU hold soft tissue,
+RAW_CT_MIN = 600.0  # was stored without its offset of 1024
 SAMPLES_MAX = 2_000_000  # voxels looked at for percentiles
 SLAB_VOXELS = 4_000_000
 BODY_SIZE_MAX = 128  # voxels along an axis of the reduced volume on which the body is found
+COMPONENT_SIZE_MIN = 0.1  # of the largest component; smaller ones are table, clothes, noise
 CROP_FACES_MIN = 4  # of six; with tissue on most of so many faces the volume is a crop inside the body
 
 
@@ -51,8 +53,8 @@ def picture(volume: Volume, window: tuple[float, float] | None = None) -> np.nda
     shown = np.zeros(volume.shape, np.uint8)
     if high <= low:
         return shown
-    # Differences of float32's largest numbers overflow it.
-    number = np.float64 if max(abs(low), abs(high)) > 1e30 else np.float32
+    # Differences of float32's largest numbers overflow it, and so do quotients by its smallest.
+    number = np.float32 if max(abs(low), abs(high)) < 1e30 and high - low > 1e-30 else np.float64
     for slab in _slabs(volume.shape):
         scaled = np.clip(volume.voxels[slab].astype(number), low, high)
         scaled -= number(low)
@@ -69,8 +71,7 @@ def in_hounsfield_units(volume: Volume) -> bool:
         return True
     if volume.voxels.max() <= 255:
         return False
-    samples = _samples(volume)
-    return not np.median(samples[samples > 0]) > RAW_CT_MEDIAN_MIN
+    return bool(np.percentile(_samples(volume), RAW_CT_PERCENTILE) < RAW_CT_MIN)
 
 
 def percentile_range(volume: Volume) -> tuple[float, float]:
@@ -111,7 +112,7 @@ def tissue_range(volume: Volume) -> tuple[float, float]:
 def body_mask(volume: Volume) -> np.ndarray:
     """Where the patient is, without the air around; bool [k, j, i].
 
-    Threshold (HU of tissue, or BET's robust one) on a reduced volume, closing, largest component, holes filled per
+    Threshold (HU of tissue, or BET's robust one) on a reduced volume, closing, large components, holes filled per
     slice. Pictures, X-rays and ultrasound are all body, and so are crops with tissue on most of their faces; constant
     volumes have none.
     """
@@ -140,17 +141,19 @@ def _is_crop(tissue: np.ndarray) -> bool:
 
 
 def _solid(tissue: np.ndarray) -> np.ndarray:
-    """Closing, largest component, holes filled slice by slice along each axis's planes."""
+    """Closing, the large components (two legs are two), holes filled slice by slice along each axis's planes."""
     padded = np.pad(tissue, 2)
     closed = ndimage.binary_closing(padded, iterations=2)[2:-2, 2:-2, 2:-2] | tissue
     labels, count = ndimage.label(closed)
     if count == 0:
         return closed
-    largest = labels == 1 + int(np.argmax(np.bincount(labels.ravel())[1:]))
+    sizes = np.bincount(labels.ravel())
+    sizes[0] = 0
+    solid = (sizes >= COMPONENT_SIZE_MIN * sizes.max())[labels]
     for axis in range(3):
-        for section in np.moveaxis(largest, axis, 0):
+        for section in np.moveaxis(solid, axis, 0):
             section |= ndimage.binary_fill_holes(section)
-    return largest
+    return solid
 
 
 def _block_means(volume: Volume, steps: tuple[int, ...]) -> np.ndarray:
