@@ -12,7 +12,7 @@ import numpy as np
 from pydicom.dataset import Dataset
 
 from MedZeroSegLib.dicom_geometry import Plane, flat_spacing, is_cine, planes_of, stack_planes
-from MedZeroSegLib.dicom_pixels import dataset_start, frame_values, open_dataset
+from MedZeroSegLib.dicom_pixels import dataset_start, frame_values, open_dataset, quiet_pydicom
 from MedZeroSegLib.errors import InputError
 from MedZeroSegLib.reading import COLOUR_WARNING, Reading, choose_frame
 
@@ -58,22 +58,23 @@ def read_dicom(path: Path, frame: int | None) -> Reading:
     InputError
         When there is no image, or not clearly one, or its slices form no regular grid.
     """
-    if path.is_dir():
-        slices, warnings = _choose_series(_slices_in_folder(path), path)
-    else:
-        slices, warnings = _slices_of(path), ()
-        if not slices:
-            raise InputError(_no_image(path))
-        if any(piece.plane for piece in slices):
-            slices, warnings = _choose_series(slices, path)
-    if all(piece.plane is not None for piece in slices) and not _is_radiograph(slices):
-        return _read_stack(slices, warnings, path, frame)
-    if len({piece.path for piece in slices}) > 1:
-        raise InputError(
-            f"'{path}' holds {len(slices)} images without a position in space, so they form no volume; "
-            "give one of its files."
-        )
-    return _read_unplaced(slices[0].path, warnings, path, frame)
+    with quiet_pydicom():  # values are parsed when they are asked for, with remarks about each
+        if path.is_dir():
+            slices, warnings = _choose_series(_slices_in_folder(path), path)
+        else:
+            slices, warnings = _slices_of(path), ()
+            if not slices:
+                raise InputError(_no_image(path))
+            if any(piece.plane for piece in slices):
+                slices, warnings = _choose_series(slices, path)
+        if all(piece.plane is not None for piece in slices) and not _is_radiograph(slices):
+            return _read_stack(slices, warnings, path, frame)
+        if len({piece.path for piece in slices}) > 1:
+            raise InputError(
+                f"'{path}' holds {len(slices)} images without a position in space, so they form no volume; "
+                "give one of its files."
+            )
+        return _read_unplaced(slices[0].path, warnings, path, frame)
 
 
 def _is_radiograph(slices: Sequence[Slice]) -> bool:

@@ -27,7 +27,7 @@ from pydicom.uid import (
 )
 
 from MedZeroSegLib.errors import InputError
-from MedZeroSegLib.reading import rescale, to_grey
+from MedZeroSegLib.reading import rescale, silent_libraries, to_grey
 
 PREAMBLE = 128  # bytes before "DICM"
 STANDARD = -1
@@ -49,11 +49,10 @@ def open_dataset(path: Path, header_only: bool = False) -> Dataset:
     """
     start = dataset_start(path)
     try:
-        with _quiet():
-            source = path if start == STANDARD else BytesIO(path.read_bytes()[start or 0 :])
-            dataset = pydicom.dcmread(source, stop_before_pixels=header_only, force=start != STANDARD)
-            _state_syntax(dataset)
-            return dataset
+        source = path if start == STANDARD else BytesIO(path.read_bytes()[start or 0 :])
+        dataset = pydicom.dcmread(source, stop_before_pixels=header_only, force=start != STANDARD)
+        _state_syntax(dataset)
+        return dataset
     except Exception as error:  # pydicom raises nearly any kind on damaged files
         raise InputError(f"'{path}' is a damaged DICOM file; copy or export it again.") from error
 
@@ -78,7 +77,7 @@ def dataset_start(path: Path) -> int | None:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet_pydicom() -> Iterator[None]:
     """Without pydicom's remarks about headers that break the standard."""
     level = pydicom.config.logger.level
     with warnings.catch_warnings():
@@ -177,11 +176,10 @@ def _stored_frames(path: Path, dataset: Dataset, frames: Sequence[int]) -> Itera
     """Stored values [j, i], or colours [j, i, 3], of the wanted frames."""
     decoded = 0
     try:
-        with _quiet():
-            for stored in iter_pixels(dataset, indices=list(frames), raw=False):
-                yield stored
-                decoded += 1
-            return
+        for stored in iter_pixels(dataset, indices=list(frames), raw=False):
+            yield stored
+            decoded += 1
+        return
     except GeneratorExit:
         raise
     except Exception as error:  # decoders raise nearly any kind
@@ -204,10 +202,8 @@ def _gdcm_frames(path: Path, dataset: Dataset) -> np.ndarray:
     copy.SOPInstanceUID = generate_uid()
     copy.file_meta = FileMetaDataset()
     copy.file_meta.TransferSyntaxUID = dataset.file_meta.TransferSyntaxUID
-    warned = sitk.ProcessObject.GetGlobalWarningDisplay()
-    sitk.ProcessObject.SetGlobalWarningDisplay(False)
     try:
-        with tempfile.TemporaryDirectory() as folder:
+        with tempfile.TemporaryDirectory() as folder, silent_libraries():
             name = str(Path(folder) / "image.dcm")
             copy.save_as(name, enforce_file_format=True)
             image = sitk.ReadImage(name, imageIO="GDCMImageIO")
@@ -216,7 +212,5 @@ def _gdcm_frames(path: Path, dataset: Dataset) -> np.ndarray:
             f"The compressed pixel data of '{path}' cannot be decoded ({dataset.file_meta.TransferSyntaxUID.name}); "
             "they are damaged, or need the packages pylibjpeg and pyjpegls (pip install 'medzeroseg[dicom]')."
         ) from error
-    finally:
-        sitk.ProcessObject.SetGlobalWarningDisplay(warned)
     frames = sitk.GetArrayFromImage(image)
     return frames.reshape(-1, dataset.Rows, dataset.Columns, *([] if grey else [frames.shape[-1]]))

@@ -4,10 +4,14 @@ Frames (time points, echoes, cine) are chosen, never averaged; colours become gr
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import SimpleITK as sitk
 
 from MedZeroSegLib.errors import InputError
 
@@ -68,3 +72,24 @@ def rescale(stored: np.ndarray, slope: float, intercept: float) -> np.ndarray:
         for section, source in zip(scaled, stored, strict=True):
             section[...] = source.astype(np.float64) * slope + intercept
     return scaled
+
+
+@contextmanager
+def silent_libraries() -> Iterator[None]:
+    """Keep off stderr what ITK, MetaIO, GDCM and libjpeg print there; most of them write to file descriptor 2."""
+    warned = sitk.ProcessObject.GetGlobalWarningDisplay()
+    sitk.ProcessObject.SetGlobalWarningDisplay(False)
+    kept = None
+    try:
+        kept = os.dup(2)
+        with open(os.devnull, "wb") as nowhere:
+            os.dup2(nowhere.fileno(), 2)
+    except OSError:  # a program without a console has no stderr
+        kept = None
+    try:
+        yield
+    finally:
+        if kept is not None:
+            os.dup2(kept, 2)
+            os.close(kept)
+        sitk.ProcessObject.SetGlobalWarningDisplay(warned)

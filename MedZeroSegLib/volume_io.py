@@ -4,7 +4,6 @@ SimpleITK reads NIfTI, NRRD, MetaImage, pictures and other single files here; di
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -16,7 +15,7 @@ import SimpleITK as sitk
 from MedZeroSegLib import dicom_io
 from MedZeroSegLib.errors import InputError
 from MedZeroSegLib.nifti import NiftiHeader, read_nifti_header, read_nifti_voxels
-from MedZeroSegLib.reading import COLOUR_WARNING, Reading, choose_frame, to_grey
+from MedZeroSegLib.reading import COLOUR_WARNING, Reading, choose_frame, silent_libraries, to_grey
 from MedZeroSegLib.volume import MODALITIES, Volume
 
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".gif", ".webp")  # carry no spacing to trust
@@ -158,11 +157,9 @@ def _image_information(path: Path) -> sitk.ImageFileReader:
 
 @contextmanager
 def _refusing_unreadable(path: Path) -> Iterator[None]:
-    """Turn SimpleITK's errors into sentences, and keep off stderr what it and its libraries print there."""
-    warned = sitk.ProcessObject.GetGlobalWarningDisplay()
-    sitk.ProcessObject.SetGlobalWarningDisplay(False)
+    """Turn SimpleITK's errors into sentences."""
     try:
-        with _silent_stderr():
+        with silent_libraries():
             yield
     except RuntimeError as error:
         if "PixelType" in str(error):
@@ -170,25 +167,6 @@ def _refusing_unreadable(path: Path) -> Iterator[None]:
         if "ImageIO reader" in str(error):
             raise InputError(f"'{path}' {_foreign_format(path)}.") from error
         raise InputError(f"'{path}' could not be read and is probably damaged; copy or export it again.") from error
-    finally:
-        sitk.ProcessObject.SetGlobalWarningDisplay(warned)
-
-
-@contextmanager
-def _silent_stderr() -> Iterator[None]:
-    """MetaIO and libjpeg write to file descriptor 2 themselves."""
-    try:
-        kept = os.dup(2)
-    except OSError:  # a program without a console has none
-        yield
-        return
-    try:
-        with open(os.devnull, "wb") as nowhere:
-            os.dup2(nowhere.fileno(), 2)
-        yield
-    finally:
-        os.dup2(kept, 2)
-        os.close(kept)
 
 
 def _foreign_format(path: Path) -> str:
@@ -258,10 +236,10 @@ def _mark_not_finite(reading: Reading) -> Reading:
 
 
 def _mark_padding(reading: Reading) -> Reading:
-    """Take the end of a 16-bit type as padding outside the image when no other value lies near it."""
+    """Take the end of a 16-bit type as padding of a volume when no other value lies near it; in pictures it's white."""
     voxels = reading.voxels
     end = {np.dtype(np.int16): -32768, np.dtype(np.uint16): 65535}.get(voxels.dtype)
-    if end is None or reading.outside is not None or end not in (voxels.min(), voxels.max()):
+    if end is None or reading.dimension == 2 or reading.outside is not None or end not in (voxels.min(), voxels.max()):
         return reading
     padding = voxels == end
     nearest = voxels.min(where=~padding, initial=32767) if end < 0 else voxels.max(where=~padding, initial=0)

@@ -302,6 +302,8 @@ def test_the_end_of_a_16_bit_type_is_padding_when_it_stands_alone(tmp_path, dtyp
     assert np.array_equal(volume.outside, (array == padding).T)
     assert volume.voxels.min() == array[1:].min() and volume.voxels.max() == array[1:].max()
     assert any("padding" in warning for warning in volume.warnings)
+    flat = read_volume(write_nifti(tmp_path / "flat.nii", array[:, :, 0], np.eye(4)))
+    assert flat.outside is None  # in a picture it is white
     ramp = np.linspace(np.iinfo(dtype).min, np.iinfo(dtype).max, array.size).reshape(array.shape).astype(dtype)
     assert read_volume(write_nifti(tmp_path / "ramp.nii", ramp, np.eye(4))).outside is None
 
