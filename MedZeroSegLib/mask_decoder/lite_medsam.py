@@ -7,15 +7,17 @@ grey levels to [0, 1], padding at the bottom and right. The published state dict
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
 
 import torch
 from segment_anything.modeling import MaskDecoder, PromptEncoder, TwoWayTransformer
 from segment_anything.modeling.common import LayerNorm2d
 from timm.models.tiny_vit import TinyVit
 from torch import Tensor, nn
+
+from MedZeroSegLib.mask_decoder.encoder_graph import encoder_for
 
 IMAGE_SIZE = 256  # pixels; the side of the encoder's square picture
 EMBEDDING_SIZE = 64  # cells a side of the image embedding
@@ -95,3 +97,73 @@ def rename_published_keys(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
             new = new.replace("image_encoder.", "image_encoder.trunk.", 1)
         renamed[new] = value
     return renamed
+
+
+@dataclass(frozen=True)
+class Embedding:
+    """What the encoder says of n pictures: ``coarse`` [n, 256, 64, 64] and ``detail`` [n, 128, 128, 128]."""
+
+    coarse: Tensor
+    detail: Tensor
+
+    def __len__(self) -> int:
+        return len(self.coarse)
+
+
+class LiteMedSamModel:
+    """Encode once, decode many: the image embedding that text and decoder share, and masks from prompts.
+
+    Parameters
+    ----------
+    network
+        With its weights loaded.
+    device
+        A torch device; on "cpu" the encoder runs as an OpenVINO graph where that package is installed.
+    graph_cache
+        Folder in which the converted graph is kept between runs; None converts it in memory each time.
+    """
+
+    prompts = ("box", "mask")
+
+    def __init__(self, network: LiteMedSam, device: str = "cpu", graph_cache: Path | None = None) -> None:
+        self.device = torch.device(device)
+        self.network = network.eval().requires_grad_(False).to(self.device)
+        self._encoder: Callable[[Tensor], tuple[Tensor, Tensor]] | None = None
+        self._graph_cache = graph_cache
+
+    @torch.inference_mode()
+    def embed(self, pictures: Tensor) -> Embedding:
+        """Grey pictures float32 [n, 1, 256, 256] in [0, 1] → embedding, float32 on the model's device."""
+        if self._encoder is None:
+            self._encoder = encoder_for(self.network.image_encoder, self.device, self._graph_cache)
+        coarse, detail = self._encoder(pictures.to(self.device).expand(-1, 3, -1, -1))
+        return Embedding(coarse, detail)
+
+    @torch.inference_mode()
+    def decode(self, coarse: Tensor, boxes: Tensor, masks: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Masks of m prompts.
+
+        Parameters
+        ----------
+        coarse
+            [m, 256, 64, 64], the embedding of each prompt's picture.
+        boxes
+            [m, 4], x0 y0 x1 y1 in canvas pixels (0..256).
+        masks
+            [m, 1, 256, 256] logits on the canvas, or None.
+
+        Returns
+        -------
+        logits [m, 1, 256, 256] on the canvas and the network's own estimate of the IoU [m].
+        """
+        prompt_encoder, mask_decoder = self.network.prompt_encoder, self.network.mask_decoder
+        position = prompt_encoder.get_dense_pe()
+        logits, qualities = [], []
+        for n in range(len(boxes)):
+            sparse, dense = prompt_encoder(
+                points=None, boxes=boxes[n : n + 1], masks=None if masks is None else masks[n : n + 1]
+            )
+            low, quality = mask_decoder(coarse[n : n + 1], position, sparse, dense, multimask_output=False)
+            logits.append(low)
+            qualities.append(quality[:, 0])
+        return torch.cat(logits), torch.cat(qualities)

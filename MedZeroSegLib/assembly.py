@@ -1,0 +1,150 @@
+"""Probability on the key slices → one mask on the volume's grid: components, holes, sides.
+
+Sides are the patient's and come from geometry: no text model tells left from right.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from scipy import ndimage
+
+from MedZeroSegLib.canvas import Canvas
+from MedZeroSegLib.slices import SliceFrame
+from MedZeroSegLib.volume import Volume
+
+VOXELS_MIN = 8  # smaller components are noise
+PART_SHARE_MIN = 0.1  # of the largest component's size; smaller ones are noise where parts are counted
+SIDE_CLEAR_MIN = 0.8  # of a component's voxels on one side of the middle, for it to belong there whole
+CONNECTED = np.ones((3, 3, 3), bool)
+
+
+@dataclass(frozen=True)
+class KeySlices:
+    """Canonical slices that were looked at, increasing; the others are interpolated between their neighbours."""
+
+    indices: np.ndarray
+    count: int
+
+    def neighbours(self, index: int) -> tuple[int, int, float] | None:
+        """Rows of the key slices before and after ``index`` and the weight of the second; None beyond their ends."""
+        after = int(np.searchsorted(self.indices, index))
+        if after < len(self.indices) and self.indices[after] == index:
+            return after, after, 0.0
+        if after == 0 or after == len(self.indices):
+            return None
+        before = after - 1
+        span = self.indices[after] - self.indices[before]
+        return before, after, float(index - self.indices[before]) / float(span)
+
+
+def restore_mask(
+    probability: np.ndarray, present: np.ndarray, keys: KeySlices, canvas: Canvas, threshold: float
+) -> np.ndarray:
+    """bool [n, h, w] on all canonical slices from probabilities float16 [keys, size, size].
+
+    Slices between two key slices are interpolated linearly; beyond the first and last key slice there is nothing,
+    and a key slice in which the structure isn't present holds nothing.
+    """
+    mask = np.zeros((keys.count, canvas.height, canvas.width), bool)
+    for index in range(keys.count):
+        between = keys.neighbours(index)
+        if between is None:
+            continue
+        before, after, weight = between
+        if not (present[before] or present[after]):
+            continue
+        first = probability[before].astype(np.float32) * present[before]
+        blended = first if before == after else (1 - weight) * first + weight * probability[after] * present[after]
+        restored = canvas.restore(torch.from_numpy(np.ascontiguousarray(blended, np.float32))[None, None])
+        mask[index] = restored[0, 0].numpy() >= threshold
+    return mask
+
+
+def keep_parts(mask: np.ndarray, parts: int) -> np.ndarray:
+    """Components of at least ``VOXELS_MIN`` voxels; where ``parts`` > 0, at most that many, the largest."""
+    labels, count = ndimage.label(mask, CONNECTED)
+    if count == 0:
+        return mask
+    sizes = np.bincount(labels.ravel())
+    sizes[0] = 0
+    order = np.argsort(-sizes, kind="stable")
+    smallest = max(VOXELS_MIN, PART_SHARE_MIN * sizes[order[0]] if parts else 0)
+    if parts:
+        order = order[:parts]
+    keep = [label for label in order if sizes[label] >= smallest]
+    return np.isin(labels, keep)
+
+
+def fill_holes(mask: np.ndarray) -> np.ndarray:
+    """Holes closed slice by slice; [n, h, w]."""
+    return np.stack([ndimage.binary_fill_holes(section) if section.any() else section for section in mask])
+
+
+@dataclass(frozen=True)
+class Midline:
+    """Where the patient's middle is: LPS x in mm for volumes, the column for pictures; and what it was taken from."""
+
+    position: float
+    certain: bool
+
+
+def leftness(volume: Volume, frame: SliceFrame) -> np.ndarray:
+    """How far each voxel of [n, h, w] lies towards the patient's left, broadcastable to the slices' shape.
+
+    LPS x in mm, which grows to the left; for a picture without geometry the column, since radiological pictures show
+    the patient's right at the left of the image.
+    """
+    if volume.dimension == 2 and frame.plane == "picture":
+        return np.arange(volume.shape[2], dtype=np.float64)[None, None, :]
+    along_i, along_j, along_k = volume.ijk_to_lps[0, :3]
+    k, j, i = (np.arange(n, dtype=np.float64) for n in volume.shape)
+    x = along_k * k[:, None, None] + along_j * j[None, :, None] + along_i * i[None, None, :] + volume.ijk_to_lps[0, 3]
+    return frame.forward(x)
+
+
+def midline_of(body: np.ndarray, position: np.ndarray, whole: np.ndarray) -> Midline:
+    """The patient's middle: between the two large parts of the structure, else the middle of the body.
+
+    Parameters
+    ----------
+    body
+        bool [n, h, w].
+    position
+        ``leftness``.
+    whole
+        The structure on both sides, bool [n, h, w].
+    """
+    labels, count = ndimage.label(whole, CONNECTED)
+    centre = _mean(position, body) if body.any() else _mean(position, np.ones_like(whole))
+    if count >= 2:
+        sizes = np.bincount(labels.ravel())[1:]
+        first, second = np.argsort(-sizes, kind="stable")[:2]
+        if sizes[second] >= 0.3 * sizes[first]:
+            one, other = (_mean(position, labels == part + 1) for part in (first, second))
+            width = np.ptp(position)
+            if abs(one - other) > 0.08 * width:
+                return Midline((one + other) / 2, True)
+    return Midline(centre, not body.all())
+
+
+def take_side(mask: np.ndarray, position: np.ndarray, midline: Midline, side: str) -> np.ndarray:
+    """The part of ``mask`` on the patient's ``side``: components whole where they clearly lie there, else cut."""
+    on_left = np.broadcast_to(position > midline.position, mask.shape)
+    wanted = on_left if side == "left" else ~on_left
+    labels, count = ndimage.label(mask, CONNECTED)
+    taken = np.zeros_like(mask)
+    for label, place in enumerate(ndimage.find_objects(labels), start=1):
+        part = labels[place] == label
+        share = (part & wanted[place]).sum() / part.sum()
+        if share >= SIDE_CLEAR_MIN:
+            taken[place] |= part
+        elif share > 1 - SIDE_CLEAR_MIN:
+            taken[place] |= part & wanted[place]
+    return taken
+
+
+def _mean(position: np.ndarray, where: np.ndarray) -> float:
+    return float(np.broadcast_to(position, where.shape)[where].mean())

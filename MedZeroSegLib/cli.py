@@ -1,0 +1,222 @@
+"""The command line. Exit status 0: done, also when a structure was not found; 2: the input or the request is wrong;
+3: the machine or the installation is at fault. Errors are one sentence on stderr."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Optional
+
+import typer
+
+from MedZeroSegLib.errors import InstallationError, MedZeroSegError
+
+if TYPE_CHECKING:
+    from MedZeroSegLib.embeddings import Progress
+    from MedZeroSegLib.segment import Segmentation
+
+RESEARCH_NOTE = "For research use; every result has to be reviewed by a qualified person."
+DEMO_FILE = "RG1_UNCR.dcm"
+DEMO_NAMES = "left lung; right lung"
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, help="Text-prompted segmentation of medical images.")
+weights_app = typer.Typer(no_args_is_help=True, help="List, fetch, import and verify model weights.")
+evaluate_app = typer.Typer(no_args_is_help=True, help="Measure a preset on images with reference masks.")
+train_app = typer.Typer(no_args_is_help=True, help="Train what the presets use.")
+app.add_typer(weights_app, name="weights")
+app.add_typer(evaluate_app, name="evaluate")
+app.add_typer(train_app, name="train")
+
+PresetOption = Annotated[str, typer.Option(help="lite, lite-research (non-commercial).")]
+DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")]
+WeightsOption = Annotated[Optional[Path], typer.Option(help="Folder in which weights are looked for first.")]  # noqa: UP045
+
+
+@app.command()
+def segment(
+    image: Annotated[Path, typer.Argument(help="NIfTI, NRRD, MetaImage, PNG, JPEG, a DICOM file or a DICOM folder.")],
+    structures: Annotated[str, typer.Option(help='Names separated by ";" or ",", such as "liver; left kidney".')],
+    output: Annotated[Path, typer.Option(help=".seg.nrrd, .nii or .nii.gz.")],
+    preset: PresetOption = "lite",
+    device: DeviceOption = "auto",
+    report: Annotated[Optional[Path], typer.Option(help="JSON file that says how the result was made.")] = None,  # noqa: UP045
+    modality: Annotated[
+        Optional[str], typer.Option(help="CT, MR, X-ray, ultrasound, PET; else read or guessed.")
+    ] = None,  # noqa: UP045
+    frame: Annotated[Optional[int], typer.Option(help="Frame of a time series, from 0.")] = None,  # noqa: UP045
+    weights_folder: WeightsOption = None,
+) -> None:
+    """Segment named structures in one image."""
+    from MedZeroSegLib.volume_io import read_volume
+    from MedZeroSegLib.writers import check_output, write_report, write_segmentation
+
+    check_output(output, image)
+    volume = read_volume(image, modality=modality, frame=frame)
+    result = _run(volume, structures, preset, device, weights_folder)
+    written = write_segmentation(result, output)
+    if report is not None:
+        write_report(result, report)
+        written = (*written, report)
+    _tell(result)
+    for file in written:
+        typer.echo(str(file))
+    typer.echo(RESEARCH_NOTE, err=True)
+
+
+@app.command()
+def demo(
+    output: Annotated[Path, typer.Option(help="Folder for the mask, the report and the overlay picture.")] = Path(
+        "demo-output"
+    ),
+    device: DeviceOption = "auto",
+    weights_folder: WeightsOption = None,
+) -> None:
+    """Segment the lungs of a real chest radiograph that the package pydicom-data brings."""
+    from MedZeroSegLib.evaluation.overlays import write_overlay
+    from MedZeroSegLib.volume_io import read_volume
+    from MedZeroSegLib.writers import write_report, write_segmentation
+
+    result = _run(read_volume(_demo_image()), DEMO_NAMES, "lite", device, weights_folder)
+    written = [*write_segmentation(result, output / "lungs.seg.nrrd")]
+    write_report(result, output / "lungs.json")
+    write_overlay(result, output / "lungs.png")
+    _tell(result)
+    for file in (*written, output / "lungs.json", output / "lungs.png"):
+        typer.echo(str(file.resolve()))
+    typer.echo(RESEARCH_NOTE, err=True)
+
+
+@app.command()
+def names(text: Annotated[str, typer.Argument(help='Names as typed, such as "lt kidney; livr".')]) -> None:
+    """Show what typed names would be understood as."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from MedZeroSegLib.queries import resolve
+
+    table = Table("typed", "understood as", "side", "code", "status", "did you mean", "remarks")
+    for query in resolve(text):
+        code = f"{query.code.scheme} {query.code.value} {query.code.meaning}" if query.code else "-"
+        known = query.name if query.structure else "- (passed on as typed)"
+        suggestions = ", ".join(query.suggestions) or "-"
+        table.add_row(
+            query.typed, known, query.side or "-", code, query.status, suggestions, " ".join(query.warnings) or "-"
+        )
+    Console().print(table)
+
+
+@evaluate_app.command("manifest")
+def evaluate_manifest(
+    manifest: Annotated[Path, typer.Argument(help="manifest.csv with one row per image and mask.")],
+    output: Annotated[Path, typer.Option(help="Folder for cases.csv and summary.md.")],
+    split: Annotated[str, typer.Option(help="The manifest's split to measure.")] = "val",
+    preset: PresetOption = "lite",
+    device: DeviceOption = "auto",
+    baseline: Annotated[
+        bool, typer.Option("--baseline", help="Also run the naive reference on the same weights.")
+    ] = False,
+    overlays: Annotated[Optional[Path], typer.Option(help="Folder for overlay pictures.")] = None,  # noqa: UP045
+    limit: Annotated[Optional[int], typer.Option(help="At most this many images of each source.")] = None,  # noqa: UP045
+    weights_folder: WeightsOption = None,
+) -> None:
+    """Dice, IoU, surface Dice, found and false-find rates on a manifest's images."""
+    from MedZeroSegLib.evaluation.baseline import naive_segment
+    from MedZeroSegLib.evaluation.run import evaluate_manifest as evaluate
+    from MedZeroSegLib.pipeline import segment as segment_volume
+    from MedZeroSegLib.presets import load_engine
+
+    engine = load_engine(preset, device, weights_folder)
+    summary = evaluate(
+        manifest,
+        split,
+        lambda volume, asked: segment_volume(volume, asked, preset, device, weights_folder),
+        output,
+        preset,
+        baseline=(lambda volume, asked: naive_segment(engine, volume, asked)) if baseline else None,
+        overlays=overlays,
+        limit=limit,
+    )
+    typer.echo(summary)
+
+
+@train_app.command("lite")
+def train_lite(
+    manifest: Annotated[Path, typer.Option(help="manifest.csv; its train split is used.")],
+    output: Annotated[Path, typer.Option(help="Folder for the stored embeddings, the checkpoint and the head.")],
+    steps: Annotated[int, typer.Option(help="Optimiser steps.")] = 1600,
+    all_licences: Annotated[
+        bool,
+        typer.Option("--all-licences", help="Also sources for non-commercial use; the head is then bound to that."),
+    ] = False,
+    start: Annotated[Optional[Path], typer.Option(help="Head to go on from.")] = None,  # noqa: UP045
+    seed: Annotated[int, typer.Option(help="Random seed.")] = 0,
+    weights_folder: WeightsOption = None,
+) -> None:
+    """Train the lite head: region-text contrast and dense masks. Goes on where it was stopped."""
+    from MedZeroSegLib.training.lite import train
+
+    file = train(manifest, output, steps, all_licences, start, seed, weights_folder)
+    typer.echo(str(file))
+
+
+@weights_app.command("list")
+def weights_list() -> None:
+    """The catalogue: file, size, licence, where it is."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from MedZeroSegLib.weights import verify
+
+    table = Table("name", "file", "size", "licence", "present", "hash")
+    for row in verify(check_hashes=False):
+        table.add_row(*row)
+    Console().print(table)
+
+
+def main() -> None:
+    """Entry point: runs the command and turns errors into a sentence and an exit status."""
+    try:
+        app(standalone_mode=True)
+    except MedZeroSegError as problem:
+        typer.echo(str(problem), err=True)
+        sys.exit(problem.exit_code)
+    except MemoryError:
+        typer.echo("There is not enough memory; close other programs or crop the image.", err=True)
+        sys.exit(InstallationError.exit_code)
+
+
+def _run(volume: object, structures: str, preset: str, device: str, weights_folder: Path | None) -> Segmentation:
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress as Bar, TextColumn, TimeRemainingColumn
+
+    from MedZeroSegLib.pipeline import segment as segment_volume
+
+    columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn())
+    with Bar(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("loading", total=1.0)
+
+        def show(stage: str, share: float) -> None:
+            bar.update(task, description=stage, completed=share)
+
+        return segment_volume(volume, structures, preset, device, weights_folder, show)  # type: ignore[arg-type]
+
+
+def _tell(result: Segmentation) -> None:
+    for warning in result.warnings:
+        typer.echo(warning, err=True)
+    for item in result.segments:
+        size = result.volume_ml(item)
+        amount = f", {size:.1f} ml" if size is not None else ""
+        state = f"found, score {item.score:.2f}{amount}" if item.found else f"not found, score {item.score:.2f}"
+        typer.echo(f"{item.name}: {state}")
+        for warning in item.warnings:
+            typer.echo(f"  {warning}", err=True)
+
+
+def _demo_image() -> Path:
+    from pydicom.data import get_testdata_file
+
+    found = get_testdata_file(DEMO_FILE, download=False)
+    if found is None:
+        raise InstallationError("The demonstration image is missing; install it with `pip install pydicom-data`.")
+    return Path(str(found))

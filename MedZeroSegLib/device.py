@@ -1,0 +1,49 @@
+"""Device and memory: the only place that decides where tensors live and how many slices fit at once."""
+
+from __future__ import annotations
+
+from MedZeroSegLib.errors import InputError
+
+DEVICES = ("auto", "cpu", "cuda", "mps")
+SLAB_SLICES = 16  # slices encoded before their maps are computed; bounds memory to the slab
+
+
+def choose_device(wanted: str = "auto") -> tuple[str, tuple[str, ...]]:
+    """The device to use and sentences on devices that were passed over.
+
+    A device counts only after a small computation on it has given the right result: drivers report cards as available
+    whose first kernel then fails.
+
+    Raises
+    ------
+    InputError
+        For a name that isn't one of ``DEVICES``, or a device asked for by name that doesn't work here.
+    """
+    if wanted not in DEVICES:
+        raise InputError(f"The device {wanted!r} is unknown; use one of {', '.join(DEVICES)}.")
+    passed_over = []
+    for name in ("cuda", "mps") if wanted == "auto" else (wanted,):
+        problem = _problem_of(name)
+        if problem is None:
+            return name, tuple(passed_over)
+        if wanted != "auto":
+            raise InputError(f"The device {name} can't be used here: {problem}; use --device cpu.")
+        if problem != "it isn't available":
+            passed_over.append(f"{name} was not used: {problem}.")
+    return "cpu", tuple(passed_over)
+
+
+def _problem_of(name: str) -> str | None:
+    import torch
+
+    if name == "cpu":
+        return None
+    available = torch.cuda.is_available() if name == "cuda" else torch.backends.mps.is_available()
+    if not available:
+        return "it isn't available"
+    try:
+        ones = torch.ones(8, 8, device=name)
+        correct = bool(((ones @ ones).cpu() == 8).all())
+    except (RuntimeError, AssertionError) as failure:
+        return f"its first computation failed ({str(failure).splitlines()[0]})"
+    return None if correct else "its first computation gave a wrong result"

@@ -1,0 +1,111 @@
+"""Presets: which models with which settings. The pipeline knows presets; nothing else knows a model by name."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+from importlib.resources import files
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from MedZeroSegLib.errors import InputError
+from MedZeroSegLib.propagation import Choice
+
+if TYPE_CHECKING:
+    from MedZeroSegLib.mask_decoder.lite_medsam import LiteMedSamModel
+    from MedZeroSegLib.text_image.lite import LiteTextImage
+
+
+@dataclass(frozen=True)
+class Preset:
+    """Settings of one preset; all of them are recorded with each result.
+
+    Attributes
+    ----------
+    head
+        File of the trained head inside the package.
+    licence
+        Of the head's weights.
+    found_min
+        Least evidence in the best slice for a trained structure to be found.
+    found_min_untrained
+        The same for text that the head was never trained with.
+    slice_min
+        Least evidence in a slice for the structure to be present there.
+    smooth_mm
+        Gaussian across slices, σ in mm.
+    choice
+        When the decoder's mask is believed.
+    """
+
+    name: str
+    head: str
+    licence: str
+    found_min: float = 0.6
+    found_min_untrained: float = 0.9
+    slice_min: float = 0.5
+    smooth_mm: float = 2.0
+    choice: Choice = Choice()
+
+
+PRESETS = {
+    "lite": Preset("lite", "lite.safetensors", "Apache-2.0"),
+    "lite-research": Preset("lite-research", "lite-research.safetensors", "CC BY-NC-SA 4.0"),
+}
+
+
+@dataclass(frozen=True)
+class Engine:
+    """A preset's models, loaded on a device, and the files that they came from."""
+
+    preset: Preset
+    text_image: LiteTextImage
+    decoder: LiteMedSamModel
+    device: str
+    weights: tuple[dict[str, str], ...]
+    warnings: tuple[str, ...]
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What a report says of the preset."""
+        return {**asdict(self.preset), "trained_sources": sorted(self.text_image.card.sources)}
+
+
+def preset_named(name: str) -> Preset:
+    """Raises InputError for an unknown name."""
+    if name not in PRESETS:
+        raise InputError(f"The preset {name!r} is unknown; use one of {', '.join(PRESETS)}.")
+    return PRESETS[name]
+
+
+@lru_cache(maxsize=2)
+def load_engine(name: str, device: str = "auto", weights_folder: Path | None = None) -> Engine:
+    """Load a preset once; raises InputError or InstallationError."""
+    from MedZeroSegLib import weights
+    from MedZeroSegLib.device import choose_device
+    from MedZeroSegLib.mask_decoder.lite_medsam import LiteMedSam, LiteMedSamModel, rename_published_keys
+    from MedZeroSegLib.text_image.lite import LiteTextImage, read_head
+    from MedZeroSegLib.text_image.minilm import MiniLmTextTower
+
+    preset = preset_named(name)
+    chosen, passed_over = choose_device(device)
+    decoder_file = weights.locate("lite-medsam", folder=weights_folder)
+    tower_folder = weights.locate("minilm", folder=weights_folder)
+    head_file = Path(str(files("MedZeroSegLib").joinpath("heads", preset.head)))
+    network = LiteMedSam()
+    network.load_state_dict(rename_published_keys(weights.load_state(decoder_file)))
+    head, card = read_head(head_file)
+    text_image = LiteTextImage(head, MiniLmTextTower(tower_folder), card, chosen)
+    records = (
+        weights.record("lite-medsam", decoder_file),
+        weights.record("minilm", tower_folder),
+        {
+            "name": f"{preset.name} head",
+            "file": head_file.name,
+            "sha256": hashlib.sha256(head_file.read_bytes()).hexdigest(),
+            "licence": preset.licence,
+        },
+    )
+    decoder = LiteMedSamModel(network, chosen, weights.cache_folder())
+    return Engine(preset, text_image, decoder, chosen, records, passed_over)

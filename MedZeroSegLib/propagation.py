@@ -1,0 +1,130 @@
+"""Choice between the decoder's mask and the head's own, part by part, by evidence; never blindly the decoder's.
+
+The decoder draws sharper outlines than the head's 128 × 128 cells, but answers every box, also a wrong one. Its mask
+counts as far as it agrees with the saliency; where it doesn't, the head's own mask stands.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from MedZeroSegLib.prompts import Prompt, mask_prompt, prompts_of
+from MedZeroSegLib.saliency import FOUND_SHARE_MIN, Saliency
+
+Decode = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
+PROMPTS_A_CALL = 8
+
+
+@dataclass(frozen=True)
+class Choice:
+    """When and how far the decoder's mask is believed.
+
+    Attributes
+    ----------
+    agreement_min
+        Least soft Dice between the decoder's mask and the saliency of the part.
+    area_ratio_max
+        Largest factor by which the decoder's area may differ from the part's, either way.
+    stability_min
+        Least IoU of the decoder's masks at logits +1 and −1.
+    decoder_share
+        Weight of the decoder in the fused probability of a believed mask, 0..1.
+    """
+
+    agreement_min: float = 0.7
+    area_ratio_max: float = 1.6
+    stability_min: float = 0.7
+    decoder_share: float = 0.5
+
+
+@dataclass(frozen=True)
+class Refined:
+    """Probability of one structure on the canvas, float16 [n, size, size], and how many parts the decoder drew."""
+
+    probability: np.ndarray
+    decoded: int
+    kept: int
+
+
+def refine(
+    saliency: Saliency,
+    present: np.ndarray,
+    coarse_of: Callable[[list[int]], Tensor],
+    decode: Decode,
+    size: int,
+    choice: Choice,
+) -> Refined:
+    """Decode every part of the present slices and fuse what agrees with the saliency.
+
+    Parameters
+    ----------
+    present
+        bool [n]: key slices in which the structure is believed to be.
+    coarse_of
+        Embeddings [m, 256, 64, 64] of a list of key slices.
+    size
+        Side of the canvas in pixels.
+    """
+    prompts = [
+        prompt
+        for index in np.flatnonzero(present)
+        for prompt in prompts_of(saliency.share[index].astype(np.float32), int(index), size, FOUND_SHARE_MIN)
+    ]
+    probability = _enlarge(saliency.share, size)
+    decoded = 0
+    for start in range(0, len(prompts), PROMPTS_A_CALL):
+        batch = prompts[start : start + PROMPTS_A_CALL]
+        shares = [saliency.share[prompt.slice_index].astype(np.float32) for prompt in batch]
+        logits = _decode(batch, shares, coarse_of, decode, size)
+        for prompt, candidate in zip(batch, logits, strict=True):
+            own = probability[prompt.slice_index]
+            part = _enlarge(prompt.part[None].astype(np.float16), size)[0] > 0.5
+            if _believed(candidate, own.astype(np.float32) * part, choice):
+                decoded += 1
+                _fuse(own, candidate, part, choice.decoder_share)
+    return Refined(probability, decoded, len(prompts))
+
+
+def _decode(
+    batch: list[Prompt], shares: list[np.ndarray], coarse_of: Callable[[list[int]], Tensor], decode: Decode, size: int
+) -> np.ndarray:
+    masks = torch.from_numpy(np.stack([mask_prompt(s, prompt.part) for s, prompt in zip(shares, batch, strict=True)]))
+    masks = F.interpolate(masks[:, None], (size, size), mode="bilinear", align_corners=False)
+    boxes = torch.tensor([prompt.box for prompt in batch], dtype=torch.float32)
+    logits, _ = decode(coarse_of([prompt.slice_index for prompt in batch]), boxes, masks)
+    return logits[:, 0].float().cpu().numpy()
+
+
+def _believed(candidate: np.ndarray, part_share: np.ndarray, choice: Choice) -> bool:
+    """Whether the candidate's logits [size, size] agree with the part's shares."""
+    mask = candidate > 0
+    area, expected = float(mask.sum()), float(part_share.sum())
+    if not area or not expected:
+        return False
+    agreement = 2 * float((mask * part_share).sum()) / (area + expected)
+    ratio = max(area, expected) / min(area, expected)
+    stability = float((candidate > 1).sum()) / max(1.0, float((candidate > -1).sum()))
+    return agreement >= choice.agreement_min and ratio <= choice.area_ratio_max and stability >= choice.stability_min
+
+
+def _fuse(own: np.ndarray, candidate: np.ndarray, part: np.ndarray, decoder_share: float) -> None:
+    """Blend in place, on the part and what the decoder adds around it; other parts keep their own."""
+    seen = 1 / (1 + np.exp(-np.clip(candidate, -8, 8)))
+    where = part | (candidate > 0)
+    blended = (1 - decoder_share) * own.astype(np.float32) + decoder_share * seen
+    own[where] = blended[where].astype(own.dtype)
+
+
+def _enlarge(maps: np.ndarray, size: int) -> np.ndarray:
+    """Bilinear from the saliency's cells to canvas pixels, slice by slice; [n, s, s] → [n, size, size] float16."""
+    enlarged = np.empty((len(maps), size, size), np.float16)
+    for n, cells in enumerate(maps):
+        source = torch.from_numpy(cells.astype(np.float32))[None, None]
+        enlarged[n] = F.interpolate(source, (size, size), mode="bilinear", align_corners=False)[0, 0].half().numpy()
+    return enlarged

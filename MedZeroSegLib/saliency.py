@@ -1,0 +1,111 @@
+"""Dense logits → saliency: for each query, the share of every cell that it wins against what may lie there instead.
+
+Logits have one scale for all slices and volumes, so shares are never rescaled per slice: an empty slice stays empty.
+Which structures compete is fixed by the vocabulary and the training, not by what else was asked, so that a list of
+names gives for each the mask that it would get alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from scipy import ndimage
+from torch import Tensor
+
+FOUND_SHARE_MIN = 0.5  # a cell belongs to the structure from here on
+EVIDENCE_CELLS = 12  # strongest cells whose mean is a slice's evidence
+
+
+@dataclass(frozen=True)
+class Competition:
+    """One query among its rivals: rows of the text matrix."""
+
+    query: int
+    rivals: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Saliency:
+    """One query's evidence on the canvas of the key slices.
+
+    Attributes
+    ----------
+    share
+        float16 [n, s, s] in 0..1: probability of the structure against background and rivals.
+    rival
+        float16 [n, s, s]: the largest share of any single rival.
+    evidence
+        float32 [n]: mean of the strongest cells of each slice; the slice's presence.
+    """
+
+    share: np.ndarray
+    rival: np.ndarray
+    evidence: np.ndarray
+
+    @property
+    def score(self) -> float:
+        """Evidence of the whole volume, 0..1: that of its best slice."""
+        return float(self.evidence.max(initial=0.0))
+
+
+def compete(logits: Tensor, competition: Competition) -> tuple[Tensor, Tensor]:
+    """Logits [n, k, s, s] of all texts → share of the query and largest share of a rival, each [n, s, s].
+
+    The background's logit is 0, as in training.
+    """
+    own = logits[:, competition.query]
+    if not competition.rivals:
+        return torch.sigmoid(own), torch.zeros_like(own)
+    rivals = logits[:, list(competition.rivals)]
+    everything = torch.cat((torch.zeros_like(own)[:, None], own[:, None], rivals), 1)
+    shares = torch.softmax(everything, 1)
+    return shares[:, 1], shares[:, 2:].amax(1)
+
+
+def saliency_of(
+    slabs: Sequence[slice],
+    score_slab: Callable[[slice], Tensor],
+    competitions: Sequence[Competition],
+    body: Tensor | None,
+    count: int,
+    cells: int,
+) -> list[Saliency]:
+    """Saliency of all queries over ``count`` key slices, slab by slab.
+
+    Parameters
+    ----------
+    score_slab
+        Gives logits [n, k, cells, cells] of the key slices of a slab.
+    body
+        bool [count, cells, cells]: where the patient is; saliency outside is 0. None: everywhere.
+    """
+    shares = [np.zeros((count, cells, cells), np.float16) for _ in competitions]
+    rivals = [np.zeros((count, cells, cells), np.float16) for _ in competitions]
+    for slab in slabs:
+        logits = score_slab(slab)
+        inside = 1.0 if body is None else body[slab].to(logits.device)
+        for row, competition in enumerate(competitions):
+            share, rival = compete(logits, competition)
+            shares[row][slab] = (share * inside).half().cpu().numpy()
+            rivals[row][slab] = rival.half().cpu().numpy()
+    return [Saliency(share, rival, evidence_of(share)) for share, rival in zip(shares, rivals, strict=True)]
+
+
+def evidence_of(share: np.ndarray) -> np.ndarray:
+    """Mean of the ``EVIDENCE_CELLS`` largest shares of each slice; [n, s, s] → float32 [n]."""
+    flat = share.reshape(len(share), -1).astype(np.float32)
+    if not len(flat):
+        return np.zeros(0, np.float32)
+    strongest = np.partition(flat, -EVIDENCE_CELLS, axis=1)[:, -EVIDENCE_CELLS:]
+    return strongest.mean(1)
+
+
+def smooth_across(share: np.ndarray, distance_mm: float, sigma_mm: float) -> np.ndarray:
+    """Gaussian across the slices; [n, s, s] with ``distance_mm`` between slices."""
+    sigma = sigma_mm / distance_mm
+    if len(share) < 3 or sigma < 0.3:
+        return share
+    return ndimage.gaussian_filter1d(share.astype(np.float32), sigma, axis=0, mode="nearest").astype(np.float16)

@@ -1,0 +1,78 @@
+"""The `lite` text-image model: MiniLM text vectors against the DPFEM head's pixel vectors on LiteMedSAM's embedding."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+from MedZeroSegLib.errors import InstallationError
+from MedZeroSegLib.text_image.dpfem import RegionTextHead
+from MedZeroSegLib.text_image.minilm import MiniLmTextTower
+
+
+@dataclass(frozen=True)
+class HeadCard:
+    """What the head was trained on: ``concepts`` by vocabulary name, for each the ``competitors`` that exclude it and
+    were marked in the same images, and the ``sources`` (name → pictures)."""
+
+    concepts: tuple[str, ...]
+    competitors: dict[str, tuple[str, ...]]
+    sources: dict[str, int]
+
+
+class LiteTextImage:
+    """Encode slices once, score any number of texts against them.
+
+    Parameters
+    ----------
+    head
+        Trained weights, in float32 on ``device``.
+    tower
+        The text tower; used for wordings that aren't cached yet.
+    """
+
+    def __init__(self, head: RegionTextHead, tower: MiniLmTextTower, card: HeadCard, device: str = "cpu") -> None:
+        self.head = head.eval().requires_grad_(False).to(device)
+        self.tower = tower
+        self.card = card
+        self.device = torch.device(device)
+        self._texts: dict[tuple[str, ...], Tensor] = {}
+
+    @torch.inference_mode()
+    def encode_text(self, wordings: Sequence[str]) -> Tensor:
+        """Unit vector [64] of one concept from all its wordings."""
+        key = tuple(wordings)
+        if key not in self._texts:
+            vector = self.tower.encode_ensemble(key).to(self.device)
+            self._texts[key] = self.head.encode_text(vector[None])[0]
+        return self._texts[key]
+
+    @torch.inference_mode()
+    def encode_slices(self, coarse: Tensor, detail: Tensor) -> Tensor:
+        """The decoder's embedding [n, 256, 64, 64] and [n, 128, 128, 128] → unit pixel vectors [n, 64, 128, 128]."""
+        return self.head.encode_pixels(coarse.to(self.device), detail.to(self.device))
+
+    @torch.inference_mode()
+    def score(self, pixels: Tensor, texts: Tensor) -> Tensor:
+        """Logits [n, k, 128, 128] of unit pixel vectors against unit text vectors [k, 64]."""
+        return self.head.score(pixels.to(self.device).float(), texts)
+
+
+def read_head(file: Path) -> tuple[RegionTextHead, HeadCard]:
+    """A trained head and its card from a safetensors file; raises InstallationError."""
+    try:
+        with safe_open(file, framework="pt") as stored:
+            card = json.loads((stored.metadata() or {})["medzeroseg"])
+            state = {name: stored.get_tensor(name).float() for name in stored.keys()}
+        head = RegionTextHead()
+        head.load_state_dict(state)
+    except (OSError, KeyError, ValueError, RuntimeError) as problem:
+        raise InstallationError(f"{file} isn't a head of this version; reinstall medzeroseg.") from problem
+    competitors = {name: tuple(rivals) for name, rivals in card["competitors"].items()}
+    return head, HeadCard(tuple(card["concepts"]), competitors, dict(card["sources"]))

@@ -1,0 +1,318 @@
+"""Training of the `lite` head: region-text contrast (CEHNC) and dense masks on stored embeddings.
+
+The encoder and the text tower stay as they are; only the head learns. A run is resumable to the same result: the
+checkpoint holds weights, their average, the optimiser, the random state and the contrast's difficulty.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+import math
+import os
+import time
+from collections import Counter
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from rich.progress import Progress
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from MedZeroSegLib import weights
+from MedZeroSegLib.evaluation.manifest import read_manifest
+from MedZeroSegLib.mask_decoder.lite_medsam import LiteMedSam, LiteMedSamModel, rename_published_keys
+from MedZeroSegLib.text_image.dpfem import RegionTextHead
+from MedZeroSegLib.text_image.minilm import TEMPLATES, MiniLmTextTower
+from MedZeroSegLib.training.cehnc import CehncSettings, DifficultyController, cehnc, context_weights
+from MedZeroSegLib.training.pictures import Picture, PictureStore, encode_pictures
+from MedZeroSegLib.training.targets import ConceptTable, Targets, targets_of
+from MedZeroSegLib.vocabulary import vocabulary, wordings
+
+HEAD_FILE = "head.safetensors"
+REGION_CELLS_MIN = 4.0  # cells of the 128 × 128 grid; smaller regions have no usable mean
+
+
+@dataclass(frozen=True)
+class LiteTraining:
+    """Settings of one run; stored with the weights."""
+
+    steps: int = 1600
+    batch: int = 8
+    learning_rate: float = 2e-3
+    warm_up: int = 60
+    weight_decay: float = 0.01
+    average: float = 0.995  # memory of the weights' running mean, which is what ships
+    dice_weight: float = 1.0
+    single_weight: float = 0.5
+    contrast_weight: float = 0.1
+    balance: float = 0.6  # exponent with which rare structures are drawn more often
+    any_use_only: bool = True
+    seed: int = 0
+
+
+def train(
+    manifest: Path,
+    output: Path,
+    steps: int,
+    all_licences: bool,
+    start: Path | None,
+    seed: int,
+    weights_folder: Path | None,
+) -> Path:
+    """Encode the train split into ``output``/pictures, train, and write ``output``/head.safetensors.
+
+    Both stages go on where an earlier run in the same folder stopped; raises InputError or InstallationError.
+    """
+    cases = read_manifest(manifest, "train")
+    network = LiteMedSam()
+    network.load_state_dict(rename_published_keys(weights.load_state(weights.locate("lite-medsam", weights_folder))))
+    model = LiteMedSamModel(network, graph_cache=weights.cache_folder())
+    store = encode_pictures(cases, model, output / "pictures", seed=0)
+    tower = MiniLmTextTower(weights.locate("minilm", weights_folder))
+    settings = LiteTraining(steps=steps, any_use_only=not all_licences, seed=seed)
+    started_from = {name: value.float() for name, value in load_file(start).items()} if start else None
+    trainer = LiteTrainer(store, tower, output, settings, started_from)
+    trainer.run()
+    file = output / HEAD_FILE
+    trainer.export(file, {"started_from": _sha256(start) if start else None})
+    return file
+
+
+class LiteTrainer:
+    """Owns the state of one run; ``run`` goes on from the checkpoint in ``folder`` if there is one."""
+
+    def __init__(
+        self,
+        store: PictureStore,
+        tower: MiniLmTextTower,
+        folder: Path,
+        settings: LiteTraining,
+        start: dict[str, Tensor] | None = None,
+    ) -> None:
+        torch.manual_seed(settings.seed)
+        self.store, self.folder, self.settings = store, folder, settings
+        self.pictures = [p for p in store.pictures if p.any_use or not settings.any_use_only]
+        self.table = ConceptTable(store, self.pictures)
+        self.texts = _text_vectors(tower, self.table.all)
+        self.head = RegionTextHead()
+        if start is not None:
+            self.head.load_state_dict(start)
+        self.head = self.head.to(memory_format=torch.channels_last)
+        self.mean = {name: value.detach().clone() for name, value in self.head.state_dict().items()}
+        self.optimizer = torch.optim.AdamW(
+            self.head.parameters(), settings.learning_rate, betas=(0.9, 0.98), weight_decay=settings.weight_decay
+        )
+        self.difficulty = DifficultyController()
+        self.contrast = CehncSettings()
+        self.rng = np.random.default_rng(settings.seed)
+        self.chances = _chances(self.pictures, self.table, store, settings.balance)
+        self.step = 0
+
+    def run(self, checkpoint_every: int = 100) -> None:
+        """Train to the last step, with a checkpoint and a line of the log every ``checkpoint_every`` steps."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._resume()
+        sums: Counter[str] = Counter()
+        started = time.monotonic()
+        with Progress() as progress:
+            task = progress.add_task("training", total=self.settings.steps, completed=self.step)
+            while self.step < self.settings.steps:
+                sums.update(self._train_step())
+                progress.update(task, completed=self.step)
+                if self.step % checkpoint_every == 0 or self.step == self.settings.steps:
+                    self._log(sums, time.monotonic() - started)
+                    self._save_checkpoint()
+                    sums.clear()
+                    started = time.monotonic()
+
+    def export(self, file: Path, facts: dict[str, Any]) -> None:
+        """The averaged weights in float16 with what the engine must know of them, written atomically."""
+        card = {
+            "concepts": self.table.all,
+            "competitors": self.table.competitors(),
+            "training": asdict(self.settings),
+            "sources": dict(Counter(p.source for p in self.pictures)),
+            "patients": len({(p.source, p.patient_id) for p in self.pictures}),
+            **facts,
+        }
+        tensors = {name: value.half().contiguous() for name, value in self.mean.items()}
+        temporary = file.with_name(f"{file.name}.{os.getpid()}")
+        save_file(tensors, temporary, metadata={"medzeroseg": json.dumps(card)})
+        os.replace(temporary, file)
+
+    def _train_step(self) -> dict[str, float]:
+        rate = _learning_rate(self.step, self.settings)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        chosen = [self.pictures[n] for n in self.rng.choice(len(self.chances), self.settings.batch, p=self.chances)]
+        rows = [picture.row for picture in chosen]
+        coarse = torch.from_numpy(np.stack([self.store.coarse[r] for r in rows])).float()
+        detail = torch.from_numpy(np.stack([self.store.detail[r] for r in rows])).float()
+        pixels = self.head.encode_pixels(
+            coarse.contiguous(memory_format=torch.channels_last), detail.contiguous(memory_format=torch.channels_last)
+        )
+        losses, regions = [], []
+        for n, picture in enumerate(chosen):
+            label_map = picture.label_maps[self.rng.integers(len(picture.label_maps))]
+            targets = targets_of(picture, label_map, self.store.labels[label_map.row], self.table, self.rng)
+            dense, found = self._dense_loss(pixels[n], targets)
+            losses.append(dense)
+            regions += [(n, *region) for region in found]
+        dense_loss = torch.stack(losses).mean()
+        contrast_loss = self._contrast_loss(regions)
+        loss = dense_loss + self.settings.contrast_weight * contrast_loss
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.head.parameters(), 1.0)
+        self.optimizer.step()
+        self.step += 1
+        memory = min(self.settings.average, self.step / (self.step + 10))
+        with torch.no_grad():
+            for name, value in self.head.state_dict().items():
+                self.mean[name].lerp_(value, 1 - memory)
+        return {"dense": dense_loss.item(), "contrast": contrast_loss.item(), "steps": 1}
+
+    def _text_of(self, concept: str) -> Tensor:
+        """The whole ensemble in a third of the draws, else one wording in one template."""
+        vectors = self.texts[concept]
+        if self.rng.random() < 0.35:
+            return F.normalize(vectors.mean(0), dim=-1)
+        return vectors[self.rng.integers(len(vectors))]
+
+    def _dense_loss(self, pixels: Tensor, targets: Targets) -> tuple[Tensor, list[tuple[str, Tensor, Tensor]]]:
+        """Loss of one picture, and its regions as (concept, mean pixel vector, text vector of the tower)."""
+        names = targets.competing + targets.single
+        tower_vectors = torch.stack([self._text_of(name) for name in names])
+        logits = self.head.score(pixels[None], self.head.encode_text(tower_vectors))[0]
+        count = len(targets.competing)
+        masks = targets.competing_masks
+        background = (1 - masks.sum(0, keepdim=True)).clamp_min(0)
+        log_shares = torch.log_softmax(torch.cat((torch.zeros_like(background), logits[:count])), 0)
+        cross_entropy = -(torch.cat((background, masks)) * log_shares).sum(0).mean()
+        loss = cross_entropy + self.settings.dice_weight * _dice_loss(log_shares[1:].exp(), masks)
+        if targets.single:
+            single = logits[count:]
+            entropy = F.binary_cross_entropy_with_logits(single, targets.single_masks)
+            loss = loss + self.settings.single_weight * (
+                entropy * len(targets.single) ** 0.5 + _dice_loss(single.sigmoid(), targets.single_masks)
+            )
+        regions = []
+        for index, mask in enumerate(torch.cat((masks, targets.single_masks))):
+            if mask.sum() >= REGION_CELLS_MIN:
+                mean = (pixels * mask).sum((1, 2)) / mask.sum()
+                regions.append((names[index], F.normalize(mean, dim=0), tower_vectors[index]))
+        return loss, regions
+
+    def _contrast_loss(self, regions: list[tuple[int, str, Tensor, Tensor]]) -> Tensor:
+        """CEHNC over all regions of the batch; regions of one concept aren't each other's negatives."""
+        if len(regions) < 2:
+            return torch.zeros(())
+        picture_of = torch.tensor([picture for picture, *_ in regions])
+        concepts = [concept for _, concept, _, _ in regions]
+        images = torch.stack([image for *_, image, _ in regions])
+        tower_vectors = torch.stack([text for *_, text in regions])
+        texts = self.head.encode_text(tower_vectors)
+        same_concept = torch.tensor([[a == b for b in concepts] for a in concepts])
+        context = context_weights(tower_vectors, picture_of[:, None] == picture_of[None, :])
+        context = context.masked_fill(same_concept, 0)
+        if not (context.masked_fill(torch.eye(len(context), dtype=torch.bool), 0) > 0).any(1).all():
+            return torch.zeros(())
+        self.difficulty.update((images @ texts.T).detach(), self.contrast.power, self.step / self.settings.steps)
+        first, second = self.difficulty.lambdas
+        return cehnc(images, texts, (first, second), self.contrast, context)
+
+    def _log(self, sums: Counter[str], seconds: float) -> None:
+        file = self.folder / "log.csv"
+        fresh = not file.is_file()
+        steps = max(sums["steps"], 1)
+        with file.open("a", newline="") as handle:
+            writer = csv.writer(handle)
+            if fresh:
+                writer.writerow(["step", "dense", "contrast", "lambda1", "lambda2", "seconds"])
+            writer.writerow(
+                [self.step, f"{sums['dense'] / steps:.4f}", f"{sums['contrast'] / steps:.4f}"]
+                + [f"{value:.3f}" for value in self.difficulty.lambdas]
+                + [f"{seconds:.1f}"]
+            )
+
+    def _save_checkpoint(self) -> None:
+        state = {
+            "step": self.step,
+            "head": self.head.state_dict(),
+            "mean": self.mean,
+            "optimizer": self.optimizer.state_dict(),
+            "difficulty": self.difficulty.state_dict(),
+            "rng": json.dumps(self.rng.bit_generator.state),
+            "settings": asdict(self.settings),
+        }
+        temporary = self.folder / f"checkpoint.{os.getpid()}"
+        torch.save(state, temporary)
+        os.replace(temporary, self.folder / "checkpoint.pt")
+
+    def _resume(self) -> None:
+        file = self.folder / "checkpoint.pt"
+        if not file.is_file():
+            return
+        state = torch.load(file, map_location="cpu", weights_only=True)
+        self.step = state["step"]
+        self.head.load_state_dict(state["head"])
+        self.mean = state["mean"]
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.difficulty.load_state_dict(state["difficulty"])
+        self.rng.bit_generator.state = json.loads(state["rng"])
+
+
+def _learning_rate(step: int, settings: LiteTraining) -> float:
+    if step < settings.warm_up:
+        return settings.learning_rate * (step + 1) / settings.warm_up
+    share = (step - settings.warm_up) / max(1, settings.steps - settings.warm_up)
+    return settings.learning_rate * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * share)))
+
+
+def _dice_loss(shares: Tensor, masks: Tensor) -> Tensor:
+    """1 − soft Dice, the mean over the masks that aren't empty; [k, h, w]."""
+    present = masks.sum((1, 2)) > 0
+    if not present.any():
+        return shares.new_zeros(())
+    shares, masks = shares[present], masks[present]
+    overlap = (shares * masks).sum((1, 2))
+    return (1 - (2 * overlap + 1) / (shares.sum((1, 2)) + masks.sum((1, 2)) + 1)).mean()
+
+
+def _text_vectors(tower: MiniLmTextTower, concepts: tuple[str, ...]) -> dict[str, Tensor]:
+    """For each concept, the tower's vectors [n, 384] of all wordings in all templates."""
+    known = vocabulary()
+    vectors = {}
+    for concept in concepts:
+        words = wordings(known[concept]) if concept in known else (concept,)
+        vectors[concept] = tower.encode([template.format(s=word) for word in words for template in TEMPLATES]).clone()
+    return vectors
+
+
+def _chances(pictures: list[Picture], table: ConceptTable, store: PictureStore, balance: float) -> np.ndarray:
+    """Chance of each picture to be drawn: as high as its rarest structure asks."""
+    present = [_occurring(picture, table, store) for picture in pictures]
+    counts = Counter(concept for concepts in present for concept in concepts)
+    weights = [
+        max((counts[c] ** -balance for c in concepts), default=len(pictures) ** -balance) for concepts in present
+    ]
+    chances = np.array(weights)
+    return chances / chances.sum()
+
+
+def _occurring(picture: Picture, table: ConceptTable, store: PictureStore) -> set[str]:
+    occurring = set()
+    for label_map in picture.label_maps:
+        values = set(np.unique(store.labels[label_map.row][::2, ::2]).tolist())
+        occurring |= {table.concept(name) for value, name in label_map.values.items() if value in values}
+    return occurring
+
+
+def _sha256(file: Path) -> str:
+    return hashlib.sha256(file.read_bytes()).hexdigest()

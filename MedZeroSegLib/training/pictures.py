@@ -1,0 +1,272 @@
+"""Labelled cases → training pictures on the model's canvas, with augmentation, encoded once and kept on disk.
+
+One picture is a slice as the pipeline would show it (copy 0) or a varied copy of it; its embedding, its label maps
+and what those labels mean are stored side by side, so that training reads no image again.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from rich.progress import track
+from scipy import ndimage
+from torch import Tensor
+
+from MedZeroSegLib.canvas import fit_canvas
+from MedZeroSegLib.evaluation.manifest import Case, annotated_names, annotation_scheme
+from MedZeroSegLib.intensity import SOFT_TISSUE_WINDOW, in_hounsfield_units, percentile_range, picture, tissue_range
+from MedZeroSegLib.mask_decoder.lite_medsam import (
+    DETAIL_CHANNELS,
+    DETAIL_SIZE,
+    EMBEDDING_CHANNELS,
+    EMBEDDING_SIZE,
+    IMAGE_SIZE,
+    LiteMedSamModel,
+)
+from MedZeroSegLib.slices import slice_frame
+from MedZeroSegLib.volume import Volume
+
+PICTURES_PER_STRUCTURE = 30  # aimed at for each source, between the two bounds below
+PICTURES_MIN, PICTURES_MAX = 120, 400  # pictures a source, copies counted
+SLICES_MAX, COPIES_MAX = 30, 5  # slices of one volume; copies of one slice
+EMPTY_SHARE = 0.15  # of a volume's slices without any label
+CT_WINDOWS = (SOFT_TISSUE_WINDOW, (-600.0, 1500.0), (400.0, 1800.0))  # HU: soft tissue, lung, bone
+
+
+@dataclass(frozen=True)
+class LabelMap:
+    """One label map of a picture: its row in the store and the names of its values; what the scheme marks at all."""
+
+    row: int
+    scheme: str
+    values: dict[int, str]
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One encoded picture; ``row`` is its place in the stored embeddings."""
+
+    row: int
+    case_id: str
+    patient_id: str
+    source: str
+    modality: str
+    any_use: bool
+    copy: int
+    label_maps: tuple[LabelMap, ...]
+
+
+@dataclass(frozen=True)
+class PictureStore:
+    """Pictures on disk: coarse float16 [n, 256, 64, 64], detail float16 [n, 128, 128, 128], labels uint8 [m, 256, 256]."""
+
+    pictures: tuple[Picture, ...]
+    schemes: dict[str, tuple[str, ...]]
+    coarse: np.ndarray
+    detail: np.ndarray
+    labels: np.ndarray
+
+
+def encode_pictures(cases: Sequence[Case], model: LiteMedSamModel, folder: Path, seed: int) -> PictureStore:
+    """Sample, vary and encode the cases' slices into ``folder``; goes on where an interrupted run stopped."""
+    folder.mkdir(parents=True, exist_ok=True)
+    plan = _plan(cases)
+    total = sum(len(item.slices) * item.copies for item in plan)
+    maps = sum(len(item.slices) * item.copies * len(item.cases) for item in plan)
+    coarse = _array(folder / "coarse.npy", np.float16, (total, EMBEDDING_CHANNELS, EMBEDDING_SIZE, EMBEDDING_SIZE))
+    detail = _array(folder / "detail.npy", np.float16, (total, DETAIL_CHANNELS, DETAIL_SIZE, DETAIL_SIZE))
+    labels = _array(folder / "labels.npy", np.uint8, (maps, IMAGE_SIZE, IMAGE_SIZE))
+    journal = folder / "done.txt"
+    done = int(journal.read_text()) if journal.is_file() else 0
+    pictures: list[Picture] = []
+    map_row = 0
+    for position, item in enumerate(track(plan, description="encoding", disable=done == len(plan))):
+        made = _describe(item, len(pictures), map_row)
+        if position >= done:
+            shown, marks = _render(item, np.random.default_rng((seed, position)))
+            rows = slice(len(pictures), len(pictures) + len(made))
+            embedding = model.embed(shown)
+            coarse[rows], detail[rows] = embedding.coarse.half().cpu().numpy(), embedding.detail.half().cpu().numpy()
+            labels[map_row : map_row + len(marks)] = marks
+            _write_text(journal, str(position + 1))
+        map_row += len(made) * len(item.cases)
+        pictures += made
+    schemes = {scheme: tuple(sorted(names)) for scheme, names in annotated_names(cases).items()}
+    _write_text(folder / "pictures.json", json.dumps({"schemes": schemes, "pictures": [asdict(p) for p in pictures]}))
+    return PictureStore(tuple(pictures), schemes, coarse, detail, labels)
+
+
+@dataclass(frozen=True)
+class _Item:
+    """One image with all its masks, the slices to take and the copies of each."""
+
+    cases: tuple[Case, ...]
+    slices: tuple[int, ...]
+    copies: int
+
+
+def _plan(cases: Sequence[Case]) -> list[_Item]:
+    """Which slices of which images, any-use sources first; sources with few images get more slices and copies."""
+    by_source: dict[str, dict[Path, list[Case]]] = {}
+    for case in cases:
+        by_source.setdefault(case.source, {}).setdefault(case.image, []).append(case)
+    plan: list[_Item] = []
+    for images in by_source.values():
+        names = {name for masks in images.values() for case in masks for name in case.labels.values()}
+        wanted = float(np.clip(PICTURES_PER_STRUCTURE * len(names), PICTURES_MIN, PICTURES_MAX))
+        slices = {image: _labelled_slices(masks, wanted / len(images)) for image, masks in images.items()}
+        copies = int(np.clip(np.ceil(wanted / sum(map(len, slices.values()))), 1, COPIES_MAX))
+        plan += [_Item(tuple(masks), slices[image], copies) for image, masks in images.items()]
+    return sorted(plan, key=lambda item: not item.cases[0].any_use)
+
+
+def _labelled_slices(masks: Sequence[Case], wanted: float) -> tuple[int, ...]:
+    """Slices spread evenly over those with a label, and a share of those without."""
+    volume, labels = masks[0].read()
+    if volume.shape[0] == 1:
+        return (0,)
+    filled = slice_frame(volume).forward(labels).any(axis=(1, 2))
+    count = int(np.clip(np.ceil(wanted), 1, SLICES_MAX))
+    empty = np.flatnonzero(~filled)
+    chosen = _spread(np.flatnonzero(filled), count) | _spread(empty, int(round(count * EMPTY_SHARE)))
+    return tuple(sorted(chosen))
+
+
+def _spread(indices: np.ndarray, count: int) -> set[int]:
+    if count >= len(indices):
+        return set(indices.tolist())
+    return set(indices[((np.arange(count) + 0.5) * len(indices) / count).astype(int)].tolist())
+
+
+def _describe(item: _Item, row: int, map_row: int) -> list[Picture]:
+    described = []
+    first = item.cases[0]
+    for number in range(len(item.slices) * item.copies):
+        maps = tuple(
+            LabelMap(map_row + number * len(item.cases) + m, annotation_scheme(case), case.labels)
+            for m, case in enumerate(item.cases)
+        )
+        described.append(
+            Picture(
+                row + number,
+                first.case_id,
+                first.patient_id,
+                first.source,
+                first.modality,
+                first.any_use,
+                number % item.copies,
+                maps,
+            )
+        )
+    return described
+
+
+def _render(item: _Item, rng: np.random.Generator) -> tuple[Tensor, np.ndarray]:
+    """Pictures float32 [n, 1, 256, 256] and label maps uint8 [n·masks, 256, 256], slice by slice, copy by copy."""
+    volume, _ = item.cases[0].read()
+    masks = [case.read()[1] for case in item.cases]
+    frame = slice_frame(volume)
+    plain = frame.forward(picture(volume))
+    canvas = fit_canvas(plain.shape[1:], frame.spacing[1:], 2 * IMAGE_SIZE)
+    mirrored = _may_be_mirrored(item.cases)
+    shown, marks = [], []
+    for index in item.slices:
+        label_slices = [frame.forward(mask)[index : index + 1] for mask in masks]
+        placed_labels = np.concatenate([canvas.place_labels(labels) for labels in label_slices])
+        for copy in range(item.copies):
+            grey = plain[index] if copy == 0 else frame.forward(_vary_window(volume, frame, index, rng))
+            placed = canvas.place(grey[None] if grey.ndim == 2 else grey)
+            if copy == 0:
+                matrix = torch.eye(3)[None, :2]
+            else:
+                matrix, placed = _random_affine(rng, mirrored), _vary_intensity(placed, rng)
+            shown.append(_sample_picture(placed, matrix))
+            marks.append(_sample_labels(placed_labels, matrix))
+    return torch.cat(shown), np.concatenate(marks)
+
+
+def _may_be_mirrored(cases: Sequence[Case]) -> bool:
+    """Mirror images are fair where no name has a side: one hippocampus, a breast; never organs with a place."""
+    return cases[0].source in ("msd_hippocampus_mr", "busi_breast_ultrasound")
+
+
+def _vary_window(volume: Volume, frame: object, index: int, rng: np.random.Generator) -> np.ndarray:
+    """The slice in another plausible window, uint8, as an array [k, j, i] of the slice alone."""
+    axis = frame.permutation[0]  # type: ignore[attr-defined]
+    position = volume.shape[axis] - 1 - index if frame.flips[0] else index  # type: ignore[attr-defined]
+    pick = tuple(slice(position, position + 1) if a == axis else slice(None) for a in range(3))
+    values = volume.voxels[pick].astype(np.float32)
+    if volume.modality == "CT" and in_hounsfield_units(volume):
+        level, width = CT_WINDOWS[rng.choice(3, p=(0.7, 0.15, 0.15))]
+        low, high = level - width / 2, level + width / 2
+    elif volume.modality == "CT" and rng.random() < 0.8:
+        low, high = tissue_range(volume)
+    else:
+        low, high = percentile_range(volume)
+    span = high - low
+    low, high = low + span * rng.uniform(-0.25, 0.15), high + span * rng.uniform(-0.2, 0.35)
+    return np.rint(np.clip((values - low) / max(high - low, 1e-6), 0, 1) * 255).astype(np.uint8)
+
+
+def _vary_intensity(pictures: Tensor, rng: np.random.Generator) -> Tensor:
+    """Gamma, resolution and noise; [1, 1, s, s] in [0, 1]."""
+    varied = pictures.clamp(0, 1) ** float(np.exp(rng.normal(0, 0.25)))
+    if rng.random() < 0.4:
+        side = pictures.shape[-1]
+        coarse = int(side / rng.uniform(2, 6))
+        varied = F.interpolate(varied, (coarse, coarse), mode="bilinear", antialias=True, align_corners=False)
+        varied = F.interpolate(varied, (side, side), mode="bicubic", align_corners=False).clamp(0, 1)
+    if rng.random() < 0.4:
+        noise = rng.normal(0, rng.uniform(0.01, 0.06), tuple(pictures.shape[-2:])).astype(np.float32)
+        smooth = ndimage.gaussian_filter(noise, 1.0) * 3
+        varied = (varied + torch.from_numpy(smooth) * (varied > 0)).clamp(0, 1)
+    return varied
+
+
+def _random_affine(rng: np.random.Generator, mirrored: bool) -> Tensor:
+    """[1, 2, 3] for affine_grid: rotation up to 20°, scale 0.7-1.4, shift up to 15 % of the side."""
+    angle = np.deg2rad(rng.uniform(-20, 20))
+    scale = np.exp(rng.uniform(np.log(0.72), np.log(1.4)))
+    rotation = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]) * scale
+    if mirrored and rng.random() < 0.5:
+        rotation[:, 0] *= -1
+    shift = rng.uniform(-0.2, 0.2, (2, 1))
+    return torch.tensor(np.hstack([rotation, shift]), dtype=torch.float32)[None]
+
+
+def _sample_picture(placed: Tensor, matrix: Tensor) -> Tensor:
+    grid = F.affine_grid(matrix, [1, 1, 2 * IMAGE_SIZE, 2 * IMAGE_SIZE], align_corners=False)
+    return F.avg_pool2d(F.grid_sample(placed, grid, mode="bilinear", align_corners=False), 2)
+
+
+def _sample_labels(placed: np.ndarray, matrix: Tensor) -> np.ndarray:
+    grid = F.affine_grid(matrix, [1, 1, IMAGE_SIZE, IMAGE_SIZE], align_corners=False).expand(len(placed), -1, -1, -1)
+    values = torch.from_numpy(placed)[:, None].float()
+    return F.grid_sample(values, grid, mode="nearest", align_corners=False)[:, 0].byte().numpy()
+
+
+def batches_of(indices: np.ndarray, size: int) -> Iterator[np.ndarray]:
+    """Consecutive pieces of ``indices``."""
+    for start in range(0, len(indices), size):
+        yield indices[start : start + size]
+
+
+def _array(file: Path, kind: type, shape: tuple[int, ...]) -> np.ndarray:
+    if file.is_file():
+        stored = np.load(file, mmap_mode="r+")
+        if stored.shape == shape:
+            return stored
+    return np.lib.format.open_memmap(file, mode="w+", dtype=kind, shape=shape)
+
+
+def _write_text(file: Path, text: str) -> None:
+    temporary = file.with_name(f"{file.name}.{os.getpid()}")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, file)
