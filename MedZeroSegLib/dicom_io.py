@@ -12,7 +12,7 @@ import numpy as np
 from pydicom.dataset import Dataset
 
 from MedZeroSegLib.dicom_geometry import Plane, flat_spacing, is_cine, planes_of, stack_planes
-from MedZeroSegLib.dicom_pixels import dataset_start, frame_values, open_dataset, quiet_pydicom
+from MedZeroSegLib.dicom_pixels import dataset_start, frame_values, open_dataset, quiet_pydicom, refusing_damaged
 from MedZeroSegLib.errors import InputError
 from MedZeroSegLib.reading import COLOUR_WARNING, Reading, choose_frame
 
@@ -85,8 +85,9 @@ def _no_image(path: Path) -> str:
     header = open_dataset(path, header_only=True)
     if "DirectoryRecordSequence" in header:
         return f"'{path}' is the index of a DICOM folder; give the folder that holds the images."
-    kind = header.get("Modality")
-    return f"'{path}' is a DICOM file without an image{f' ({kind})' if kind else ''}; give the image it belongs to."
+    with refusing_damaged(path):
+        kind = f" ({header.Modality})" if header.get("Modality") else ""
+    return f"'{path}' is a DICOM file without an image{kind}; give the image it belongs to."
 
 
 def _slices_in_folder(folder: Path) -> list[Slice]:
@@ -104,25 +105,26 @@ def _slices_in_folder(folder: Path) -> list[Slice]:
 
 def _slices_of(path: Path) -> list[Slice]:
     """One slice for each frame of a file; none when it holds no image."""
-    header = open_dataset(path, header_only=True)
-    if not header.get("Rows") or not header.get("Columns") or header.get("Modality") in NO_IMAGES:
-        return []
-    return [
-        Slice(
-            path=path,
-            frame=number,
-            plane=plane,
-            series=str(header.get("SeriesInstanceUID") or ""),
-            series_number=str(header.get("SeriesNumber") or "?"),
-            instance=str(header.get("SOPInstanceUID") or ""),
-            size=(int(header.Rows), int(header.Columns)),
-            localizer="LOCALIZER" in [str(word) for word in header.get("ImageType") or ()],
-            modality=header.get("Modality") or None,
-            thickness=_length(header, "SpacingBetweenSlices") or _length(header, "SliceThickness"),
-            order=_order(header, number),
-        )
-        for number, plane in enumerate(planes_of(header))
-    ]
+    with refusing_damaged(path):
+        header = open_dataset(path, header_only=True)
+        if not header.get("Rows") or not header.get("Columns") or header.get("Modality") in NO_IMAGES:
+            return []
+        return [
+            Slice(
+                path=path,
+                frame=number,
+                plane=plane,
+                series=str(header.get("SeriesInstanceUID") or ""),
+                series_number=str(header.get("SeriesNumber") or "?"),
+                instance=str(header.get("SOPInstanceUID") or ""),
+                size=(int(header.Rows), int(header.Columns)),
+                localizer="LOCALIZER" in [str(word) for word in header.get("ImageType") or ()],
+                modality=header.get("Modality") or None,
+                thickness=_length(header, "SpacingBetweenSlices") or _length(header, "SliceThickness"),
+                order=_order(header, number),
+            )
+            for number, plane in enumerate(planes_of(header))
+        ]
 
 
 def _length(header: Dataset, keyword: str) -> float | None:
@@ -220,18 +222,19 @@ def _fill(slices: Sequence[Slice]) -> tuple[np.ndarray, np.ndarray | None, bool]
     for k, piece in enumerate(slices):
         by_path.setdefault(piece.path, []).append(k)
     for path, numbers in by_path.items():
-        dataset = open_dataset(path)
-        pixels = frame_values(path, dataset, [slices[k].frame for k in numbers])
-        for k, (values, padding, lost_colour) in zip(numbers, pixels, strict=True):
-            if voxels is None:
-                voxels = np.zeros(shape, values.dtype.newbyteorder("="))
-            elif not np.can_cast(values.dtype, voxels.dtype):
-                voxels = voxels.astype(np.promote_types(voxels.dtype, values.dtype))
-            voxels[k] = values
-            any_colour = any_colour or lost_colour
-            if padding is not None:
-                outside = np.zeros(shape, bool) if outside is None else outside
-                outside[k] = padding
+        with refusing_damaged(path):
+            dataset = open_dataset(path)
+            pixels = frame_values(path, dataset, [slices[k].frame for k in numbers])
+            for k, (values, padding, lost_colour) in zip(numbers, pixels, strict=True):
+                if voxels is None:
+                    voxels = np.zeros(shape, values.dtype.newbyteorder("="))
+                elif not np.can_cast(values.dtype, voxels.dtype):
+                    voxels = voxels.astype(np.promote_types(voxels.dtype, values.dtype))
+                voxels[k] = values
+                any_colour = any_colour or lost_colour
+                if padding is not None:
+                    outside = np.zeros(shape, bool) if outside is None else outside
+                    outside[k] = padding
     assert voxels is not None
     return voxels, outside, any_colour
 
@@ -240,9 +243,11 @@ def _read_unplaced(file: Path, warnings: Sequence[str], path: Path, frame: int |
     """A picture, one frame of a cine, or a multi-frame volume whose slices have no positions of their own."""
     header = open_dataset(file, header_only=True)
     slices = _slices_of(file)
-    (row, column), calibrated, source = flat_spacing(header)
+    with refusing_damaged(file):
+        (row, column), calibrated, source = flat_spacing(header)
+        modality, cine = _modality(header.get("Modality") or None), is_cine(header)
     notes = list(warnings)
-    as_volume = len(slices) > 1 and not is_cine(header)
+    as_volume = len(slices) > 1 and not cine
     step = slices[0].thickness if as_volume else 1.0
     if as_volume:
         calibrated = False
@@ -260,7 +265,7 @@ def _read_unplaced(file: Path, warnings: Sequence[str], path: Path, frame: int |
         ijk_to_lps=np.diag([column, row, step or 1.0, 1.0]),
         dimension=3 if as_volume else 2,
         calibrated=calibrated,
-        modality=_modality(header.get("Modality") or None),
+        modality=modality,
         outside=outside,
         warnings=(*notes, *([COLOUR_WARNING] if lost_colour else [])),
     )

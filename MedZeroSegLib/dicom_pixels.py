@@ -48,12 +48,21 @@ def open_dataset(path: Path, header_only: bool = False) -> Dataset:
         When the file can't be parsed.
     """
     start = dataset_start(path)
-    try:
+    with refusing_damaged(path):
         source = path if start == STANDARD else BytesIO(path.read_bytes()[start or 0 :])
         dataset = pydicom.dcmread(source, stop_before_pixels=header_only, force=start != STANDARD)
         _state_syntax(dataset)
         return dataset
-    except Exception as error:  # pydicom raises nearly any kind on damaged files
+
+
+@contextmanager
+def refusing_damaged(path: Path) -> Iterator[None]:
+    """Turn what pydicom raises on damaged files, which can be nearly any kind of error, into a sentence."""
+    try:
+        yield
+    except (InputError, MemoryError):
+        raise
+    except Exception as error:
         raise InputError(f"'{path}' is a damaged DICOM file; copy or export it again.") from error
 
 

@@ -19,6 +19,8 @@ from MedZeroSegLib.errors import InputError
 from MedZeroSegLib.reading import rescale
 
 HEADER_SIZE = 348  # bytes
+OFFSET_MAX = 2**31  # bytes; header extensions are far smaller
+DEFLATE_RATIO_MAX = 1032  # how much gzip can shrink
 MAPPED_SIZE_MIN = 2**30  # bytes; larger frames of uncompressed files stay on disk behind a memory map
 TYPES = {2: "u1", 4: "i2", 8: "i4", 16: "f4", 64: "f8", 256: "i1", 512: "u2", 768: "u4", 1024: "i8", 1280: "u8"}
 COLOURS = {128: 3, 2304: 4}  # channels of the types that hold bytes of colour
@@ -57,11 +59,11 @@ def read_nifti_header(path: Path) -> NiftiHeader | None:
         return None
     order = "<" if struct.unpack_from("<i", header)[0] == HEADER_SIZE else ">"
     rank, *dimensions = struct.unpack_from(order + "8h", header, 40)
-    if not 2 <= rank <= 7 or min(dimensions[:rank]) < 1:
+    offset, slope, intercept = struct.unpack_from(order + "3f", header, 108)
+    if not 2 <= rank <= 7 or min(dimensions[:rank]) < 1 or not HEADER_SIZE <= offset <= OFFSET_MAX:
         raise InputError(f"'{path}' has a damaged header (its dimensions make no image); export it again.")
     datatype = struct.unpack_from(order + "h", header, 70)[0]
     planar = rank == 5 and dimensions[3] == 1 and dimensions[4] in (3, 4) and TYPES.get(datatype) == "u1"
-    offset, slope, intercept = struct.unpack_from(order + "3f", header, 108)
     return NiftiHeader(
         shape=tuple(dimensions[: min(rank, 3)]),
         frames=1 if planar else int(np.prod(dimensions[3:rank], dtype=np.int64)),
@@ -94,7 +96,10 @@ def read_nifti_voxels(path: Path, header: NiftiHeader, frame: int) -> np.ndarray
         shape = (header.channels, *shape) if header.planar else (*shape, header.channels)
     size = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
     start = header.offset + frame * size
-    if not is_gzipped(path) and size >= MAPPED_SIZE_MIN and path.stat().st_size >= start + size:
+    compressed = is_gzipped(path)
+    if start + size > path.stat().st_size * (DEFLATE_RATIO_MAX if compressed else 1):
+        raise InputError(f"'{path}' is shorter than its header says; copy or export it again.")
+    if size >= MAPPED_SIZE_MIN and not compressed:
         stored: np.ndarray = np.memmap(path, dtype, "r", start, shape)
     else:
         with _opened(path) as file:

@@ -441,6 +441,24 @@ def test_damaged_files_are_refused_by_name(tmp_path):
     assert "DICOM" in refusal(tmp_path / "noise.dcm")
 
 
+def test_random_damage_to_the_header_never_ends_in_another_error(tmp_path):
+    image = phantoms.dicom_image(numbered_slices(1)[0], RescaleSlope=1, RescaleIntercept=-5, PixelPaddingValue=3)
+    image.ImagePositionPatient, image.ImageOrientationPatient = [0, 0, 0], [1, 0, 0, 0, 1, 0]
+    whole = save(image, tmp_path / "whole.dcm").read_bytes()
+    rng = np.random.default_rng(0)
+    refused = 0
+    for _ in range(300):
+        damaged = bytearray(whole)
+        for place in rng.integers(140, len(whole) - 60, 3):
+            damaged[place] = rng.integers(0, 256)
+        (tmp_path / "damaged.dcm").write_bytes(damaged)
+        try:
+            read_volume(tmp_path / "damaged.dcm")
+        except InputError:
+            refused += 1
+    assert refused > 30
+
+
 def test_an_image_without_a_modality_is_guessed_and_an_unknown_one_is_other(tmp_path):
     image = phantoms.dicom_image(np.linspace(-1000, 1000, 30).reshape(6, 5).astype(np.int16))
     del image.Modality
