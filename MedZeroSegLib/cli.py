@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Optional
 
@@ -12,8 +13,9 @@ import typer
 from MedZeroSegLib.errors import InstallationError, MedZeroSegError
 
 if TYPE_CHECKING:
-    from MedZeroSegLib.embeddings import Progress
     from MedZeroSegLib.segment import Segmentation
+    from MedZeroSegLib.volume import Volume
+    from MedZeroSegLib.weights import WeightRow
 
 RESEARCH_NOTE = "For research use; every result has to be reviewed by a qualified person."
 DEMO_FILE = "RG1_UNCR.dcm"
@@ -40,9 +42,7 @@ def segment(
     preset: PresetOption = "lite",
     device: DeviceOption = "auto",
     report: Annotated[Optional[Path], typer.Option(help="JSON file that says how the result was made.")] = None,  # noqa: UP045
-    modality: Annotated[
-        Optional[str], typer.Option(help="CT, MR, X-ray, ultrasound, PET; else read or guessed.")
-    ] = None,  # noqa: UP045
+    modality: Annotated[str | None, typer.Option(help="CT, MR, X-ray, ultrasound, PET; else read or guessed.")] = None,
     frame: Annotated[Optional[int], typer.Option(help="Frame of a time series, from 0.")] = None,  # noqa: UP045
     weights_folder: WeightsOption = None,
 ) -> None:
@@ -160,16 +160,65 @@ def train_lite(
 
 
 @weights_app.command("list")
-def weights_list() -> None:
-    """The catalogue: file, size, licence, where it is."""
+def weights_list(weights_folder: WeightsOption = None) -> None:
+    """The catalogue: files, sizes, licences, and where each lies."""
+    from MedZeroSegLib.weights import weights_store
+
+    _show_weights(weights_store(weights_folder).rows())
+
+
+@weights_app.command("verify")
+def weights_verify(
+    names: Annotated[Optional[list[str]], typer.Argument(help="Models or presets; all without names.")] = None,  # noqa: UP045
+    weights_folder: WeightsOption = None,
+) -> None:
+    """Hash every weight file that is here."""
+    from MedZeroSegLib.weights import weights_store
+
+    rows = weights_store(weights_folder).verify(*(names or ()))
+    _show_weights(rows)
+    if any(row.ok is False for row in rows):
+        raise InstallationError("A weight file isn't the one that the catalogue lists; the table above names it.")
+
+
+@weights_app.command("fetch")
+def weights_fetch(
+    names: Annotated[list[str], typer.Argument(help="Models or presets, such as base.")],
+    ca_file: Annotated[Optional[Path], typer.Option(help="Certificates to trust beside the usual ones.")] = None,  # noqa: UP045
+) -> None:
+    """Download weights; an interrupted download goes on where it stopped."""
+    from rich.console import Console
+    from rich.progress import Progress as Bar
+
+    from MedZeroSegLib.weights import weights_store
+
+    store = weights_store(ca_file=ca_file)
+    with Bar(console=Console(stderr=True)) as bar:
+        task = bar.add_task("downloading", total=None)
+        store.fetch(*names, progress=lambda done, total: bar.update(task, completed=done, total=total))
+    _show_weights(store.rows(*names))
+
+
+@weights_app.command("import")
+def weights_import(
+    folder: Annotated[Path, typer.Argument(help="Folder with files carried here by hand.")],
+) -> None:
+    """Take weight files from a folder, whatever their names; they are known by their hash."""
+    from MedZeroSegLib.weights import weights_store
+    from MedZeroSegLib.weights_import import import_folder
+
+    _show_weights(import_folder(weights_store(), folder))
+
+
+def _show_weights(rows: Sequence[WeightRow]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from MedZeroSegLib.weights import verify
-
-    table = Table("name", "file", "size", "licence", "present", "hash")
-    for row in verify(check_hashes=False):
-        table.add_row(*row)
+    table = Table("name", "file", "MB", "licence", "where", "hash", "remarks")
+    for row in rows:
+        size = f"{row.size / 1e6:.1f}" if row.size else "?"
+        state = {True: "right", False: "WRONG", None: "-"}[row.ok]
+        table.add_row(row.weights, row.file, size, row.licence, row.place or "missing", state, row.note)
     Console().print(table)
 
 
@@ -185,9 +234,10 @@ def main() -> None:
         sys.exit(InstallationError.exit_code)
 
 
-def _run(volume: object, structures: str, preset: str, device: str, weights_folder: Path | None) -> Segmentation:
+def _run(volume: Volume, structures: str, preset: str, device: str, weights_folder: Path | None) -> Segmentation:
     from rich.console import Console
-    from rich.progress import BarColumn, Progress as Bar, TextColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bar
 
     from MedZeroSegLib.pipeline import segment as segment_volume
 
@@ -198,7 +248,7 @@ def _run(volume: object, structures: str, preset: str, device: str, weights_fold
         def show(stage: str, share: float) -> None:
             bar.update(task, description=stage, completed=share)
 
-        return segment_volume(volume, structures, preset, device, weights_folder, show)  # type: ignore[arg-type]
+        return segment_volume(volume, structures, preset, device, weights_folder, show)
 
 
 def _tell(result: Segmentation) -> None:

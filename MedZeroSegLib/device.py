@@ -21,7 +21,7 @@ def choose_device(wanted: str = "auto") -> tuple[str, tuple[str, ...]]:
     """
     if wanted not in DEVICES:
         raise InputError(f"The device {wanted!r} is unknown; use one of {', '.join(DEVICES)}.")
-    passed_over = []
+    passed_over: list[str] = []
     for name in ("cuda", "mps") if wanted == "auto" else (wanted,):
         problem = _problem_of(name)
         if problem is None:

@@ -111,7 +111,7 @@ def encode_volume(
 
 
 def key_slices(body: np.ndarray, frame: SliceFrame) -> KeySlices:
-    """Which canonical slices are encoded: those with body, at most ``KEY_DISTANCE_MM`` apart, first and last included."""
+    """Which canonical slices are encoded: those with body, about ``KEY_DISTANCE_MM`` apart, first and last included."""
     with_body = np.flatnonzero(body.mean(axis=(1, 2)) >= BODY_FRACTION_MIN)
     if not len(with_body):
         return KeySlices(with_body, len(body))
@@ -136,5 +136,5 @@ def _half_array(shape: tuple[int, ...]) -> np.ndarray:
     """float16 array in memory, or on disk for long volumes; the file goes with the array."""
     if shape[0] <= IN_MEMORY_SLICES:
         return np.empty(shape, np.float16)
-    file = tempfile.TemporaryFile(prefix="medzeroseg-")
-    return np.memmap(file, np.float16, "w+", shape=shape)
+    with tempfile.TemporaryFile(prefix="medzeroseg-") as file:  # the mapping keeps it until the array goes
+        return np.memmap(file, np.float16, "w+", shape=shape)

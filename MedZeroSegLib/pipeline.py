@@ -102,7 +102,7 @@ def segment(
     for window in dict.fromkeys(concept.window for concept in unique):
         asked = [concept for concept in unique if concept.window == window]
         with clock.stage("encoding"):
-            encoded = _encode(volume, window, engine, progress)
+            encoded = encode(volume, window, engine, progress)
         with clock.stage("text and saliency"):
             found = ask(encoded, asked, engine)
         for number, concept in enumerate(asked):
@@ -221,6 +221,8 @@ def _segment(volume: Volume, query: Query, concept: Concept, wholes: dict[str, _
     found = bool(mask.any())
     if not concept.trained:
         warnings.append(f"The model was not trained on {concept.name!r}: this is a try, look at it closely.")
+    if query.suggestions:
+        warnings.append(f"{query.typed!r} isn't a known name; did you mean {' or '.join(query.suggestions)}?")
     if query.structure and volume.modality != "other" and volume.modality not in query.structure.modalities:
         warnings.append(f"{query.name} is seldom seen in {volume.modality}.")
     return Segment(
@@ -274,7 +276,7 @@ def _warn_of_twins(segments: list[Segment]) -> list[Segment]:
     return warned
 
 
-def _encode(
+def encode(
     volume: Volume, window: tuple[float, float] | None, engine: Engine, progress: Progress | None
 ) -> EncodedVolume:
     """Encoded volume from the cache of the last ones, or made now."""

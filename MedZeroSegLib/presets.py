@@ -9,6 +9,8 @@ from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from platformdirs import user_cache_path
+
 from MedZeroSegLib.errors import InputError
 from MedZeroSegLib.propagation import Choice
 
@@ -87,19 +89,20 @@ def load_engine(name: str, device: str = "auto", weights_folder: Path | None = N
     from MedZeroSegLib.mask_decoder.lite_medsam import LiteMedSam, LiteMedSamModel, rename_published_keys
     from MedZeroSegLib.text_image.lite import LiteTextImage, read_head
     from MedZeroSegLib.text_image.minilm import MiniLmTextTower
+    from MedZeroSegLib.text_image.text_vectors import TextVectors
 
     preset = preset_named(name)
     chosen, passed_over = choose_device(device)
-    decoder_file = weights.locate("lite-medsam", folder=weights_folder)
-    tower_folder = weights.locate("minilm", folder=weights_folder)
+    store = weights.weights_store(weights_folder)
+    decoder_file, tower_folder = store.locate("lite-medsam"), store.locate("minilm")
     head_file = Path(str(files("MedZeroSegLib").joinpath("heads", preset.head)))
     network = LiteMedSam()
     network.load_state_dict(rename_published_keys(weights.load_state(decoder_file)))
     head, card = read_head(head_file)
-    text_image = LiteTextImage(head, MiniLmTextTower(tower_folder), card, chosen)
+    text_image = LiteTextImage(head, TextVectors(lambda: MiniLmTextTower(tower_folder)), card, chosen)
     records = (
-        weights.record("lite-medsam", decoder_file),
-        weights.record("minilm", tower_folder),
+        store.record("lite-medsam"),
+        store.record("minilm"),
         {
             "name": f"{preset.name} head",
             "file": head_file.name,
@@ -107,5 +110,5 @@ def load_engine(name: str, device: str = "auto", weights_folder: Path | None = N
             "licence": preset.licence,
         },
     )
-    decoder = LiteMedSamModel(network, chosen, weights.cache_folder())
+    decoder = LiteMedSamModel(network, chosen, user_cache_path("MedZeroSeg", appauthor=False))
     return Engine(preset, text_image, decoder, chosen, records, passed_over)

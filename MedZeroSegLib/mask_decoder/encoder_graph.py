@@ -1,4 +1,4 @@
-"""The image encoder in the form that the device runs fastest: an OpenVINO graph on CPUs, bfloat16 where hardware has it.
+"""The image encoder as the device runs it fastest: an OpenVINO graph on CPUs, else bfloat16 where hardware has it.
 
 On AVX2 processors the graph needs less than half of eager PyTorch's time and differs by less than 1e-5.
 """
@@ -68,7 +68,7 @@ def _trace(network: nn.Module) -> Any:
 
 
 def _save_graph(graph: Any, file: Path) -> None:
-    """Keep the graph for the next run; two processes may do so at once, so the last file to get its name is the .xml."""
+    """Keep the graph for the next run; two processes may do so at once, so the .xml gets its name last."""
     import openvino
 
     temporary = file.with_name(f"{file.stem}.{os.getpid()}.xml")
@@ -91,5 +91,5 @@ def _weights_digest(network: nn.Module) -> str:
 
 def _cpu_computes_bfloat16() -> bool:
     """Whether bfloat16 is faster than float32 here: AMX or AVX-512 BF16 instructions (or their Arm counterpart)."""
-    capability = getattr(torch.cpu, "get_capabilities", dict)()
+    capability: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
     return bool(capability.get("amx_bf16") or capability.get("avx512_bf16") or capability.get("bf16"))

@@ -10,6 +10,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from segment_anything.modeling import MaskDecoder, PromptEncoder, TwoWayTransformer
@@ -35,7 +36,7 @@ class LiteMedSamEncoder(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.trunk = TinyVit(
+        trunk: Any = TinyVit(
             num_classes=0,
             embed_dims=(64, 128, 160, 320),
             depths=(2, 2, 6, 2),
@@ -43,9 +44,10 @@ class LiteMedSamEncoder(nn.Module):
             window_sizes=(7, 7, 14, 7),
         )
         for name, width_in, width_out in (("conv1", 3, 32), ("conv2", 32, 64)):
-            getattr(self.trunk.patch_embed, name).conv = nn.Conv2d(width_in, width_out, 1, bias=False)
-        self.trunk.stages[3].downsample.conv2.conv.stride = (1, 1)
-        self.trunk.head = nn.Identity()  # the classifier and its norm are not part of the release
+            getattr(trunk.patch_embed, name).conv = nn.Conv2d(width_in, width_out, 1, bias=False)
+        trunk.stages[3].downsample.conv2.conv.stride = (1, 1)
+        trunk.head = nn.Identity()  # the classifier and its norm are not part of the release
+        self.trunk: nn.Module = trunk
         self.neck = nn.Sequential(
             nn.Conv2d(320, EMBEDDING_CHANNELS, 1, bias=False),
             LayerNorm2d(EMBEDDING_CHANNELS),
@@ -54,7 +56,7 @@ class LiteMedSamEncoder(nn.Module):
         )
 
     def forward(self, picture: Tensor) -> tuple[Tensor, Tensor]:
-        trunk = self.trunk
+        trunk: Any = self.trunk
         detail = trunk.stages[1](trunk.stages[0](trunk.patch_embed(picture)))
         embedding = self.neck(trunk.stages[3](trunk.stages[2](detail)))
         return embedding, detail

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from MedZeroSegLib.errors import InstallationError
 from MedZeroSegLib.text_image.dpfem import RegionTextHead
-from MedZeroSegLib.text_image.minilm import MiniLmTextTower
+from MedZeroSegLib.text_image.text_vectors import TextVectors
 
 
 @dataclass(frozen=True)
@@ -33,25 +33,25 @@ class LiteTextImage:
     ----------
     head
         Trained weights, in float32 on ``device``.
-    tower
-        The text tower; used for wordings that aren't cached yet.
+    texts
+        The text tower's vectors.
     """
 
-    def __init__(self, head: RegionTextHead, tower: MiniLmTextTower, card: HeadCard, device: str = "cpu") -> None:
+    def __init__(self, head: RegionTextHead, texts: TextVectors, card: HeadCard, device: str = "cpu") -> None:
         self.head = head.eval().requires_grad_(False).to(device)
-        self.tower = tower
+        self.texts = texts
         self.card = card
         self.device = torch.device(device)
-        self._texts: dict[tuple[str, ...], Tensor] = {}
+        self._encoded: dict[tuple[str, ...], Tensor] = {}
 
     @torch.inference_mode()
     def encode_text(self, wordings: Sequence[str]) -> Tensor:
         """Unit vector [64] of one concept from all its wordings."""
         key = tuple(wordings)
-        if key not in self._texts:
-            vector = self.tower.encode_ensemble(key).to(self.device)
-            self._texts[key] = self.head.encode_text(vector[None])[0]
-        return self._texts[key]
+        if key not in self._encoded:
+            vector = self.texts.encode_ensemble(key).to(self.device)
+            self._encoded[key] = self.head.encode_text(vector[None])[0]
+        return self._encoded[key]
 
     @torch.inference_mode()
     def encode_slices(self, coarse: Tensor, detail: Tensor) -> Tensor:
@@ -69,7 +69,7 @@ def read_head(file: Path) -> tuple[RegionTextHead, HeadCard]:
     try:
         with safe_open(file, framework="pt") as stored:
             card = json.loads((stored.metadata() or {})["medzeroseg"])
-            state = {name: stored.get_tensor(name).float() for name in stored.keys()}
+            state = {name: stored.get_tensor(name).float() for name in stored.keys()}  # noqa: SIM118 - safe_open isn't a mapping
         head = RegionTextHead()
         head.load_state_dict(state)
     except (OSError, KeyError, ValueError, RuntimeError) as problem:

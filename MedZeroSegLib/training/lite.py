@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from platformdirs import user_cache_path
 from rich.progress import Progress
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -72,7 +73,7 @@ def train(
     cases = read_manifest(manifest, "train")
     network = LiteMedSam()
     network.load_state_dict(rename_published_keys(weights.load_state(weights.locate("lite-medsam", weights_folder))))
-    model = LiteMedSamModel(network, graph_cache=weights.cache_folder())
+    model = LiteMedSamModel(network, graph_cache=user_cache_path("MedZeroSeg", appauthor=False))
     store = encode_pictures(cases, model, output / "pictures", seed=0)
     tower = MiniLmTextTower(weights.locate("minilm", weights_folder))
     settings = LiteTraining(steps=steps, any_use_only=not all_licences, seed=seed)

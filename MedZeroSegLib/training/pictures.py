@@ -65,7 +65,7 @@ class Picture:
 
 @dataclass(frozen=True)
 class PictureStore:
-    """Pictures on disk: coarse float16 [n, 256, 64, 64], detail float16 [n, 128, 128, 128], labels uint8 [m, 256, 256]."""
+    """Pictures on disk: float16 coarse [n, 256, 64, 64] and detail [n, 128, 128, 128], labels uint8 [m, 256, 256]."""
 
     pictures: tuple[Picture, ...]
     schemes: dict[str, tuple[str, ...]]
