@@ -8,7 +8,6 @@ import importlib.util
 import json
 import os
 import pickle
-import re
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -19,13 +18,17 @@ import platformdirs
 
 from .errors import InputError, InstallationError
 from .weights_catalogue import (
+    STATED_HASHES,
     Carrier,
     WeightFile,
     Weights,
     by_hand,
+    check_hashes,
     choose_weights,
     difference,
     read_catalogue,
+    state_hash,
+    stated_hashes,
 )
 from .weights_download import Progress, download
 from .writers import replacing
@@ -35,10 +38,8 @@ if TYPE_CHECKING:
 
 FOLDER_VARIABLE = "MEDZEROSEG_WEIGHTS"
 CA_FILE_VARIABLE = "MEDZEROSEG_CA_FILE"
-STATED_HASHES = "SHA256SUMS"  # as `sha256sum FILE > SHA256SUMS` writes it; counts for files of unknown hash only
 VERIFIED = "verified.json"  # in the store: large files whose hash was right, with size and time of change
 ALWAYS_HASHED_MAX = 200 << 20  # bytes; up to here hashing costs less than half a second
-SHA256_DIGITS = re.compile("[0-9a-f]{64}")
 YOUR_FOLDER, STORE = "your folder", "store"  # labels of places; a carrier's is "package NAME"
 
 
@@ -168,7 +169,9 @@ class WeightsStore:
         main = weights.files[0].name
         if self.folder is not None:
             if not self.folder.is_dir():
-                raise InputError(f"The weights folder '{self.folder}' does not exist; give one that does, or none.")
+                raise InputError(
+                    f"The weights folder '{self.folder}' is not there; give one that is, or unset {FOLDER_VARIABLE}."
+                )
             if (self.folder / weights.name).is_dir():
                 yield Place(YOUR_FOLDER, self.folder / weights.name)
             elif (self.folder / main).is_file():
@@ -310,6 +313,16 @@ def locate(name: str, folder: str | Path | None = None, allow_download: bool = F
     return weights_store(folder).locate(name, allow_download)
 
 
+def record(name: str) -> dict[str, str]:
+    """`WeightsStore.record`: name, main file, its SHA-256 and licence."""
+    return weights_store().record(name)
+
+
+def cache_folder() -> Path:
+    """This user's folder for what can be computed anew; it need not exist yet."""
+    return platformdirs.user_cache_path("MedZeroSeg", appauthor=False)
+
+
 def carrier_folder(carrier: Carrier) -> Path | None:
     """The folder of an installed carrier that holds its weight files; the package itself is not imported."""
     try:
@@ -328,41 +341,6 @@ def weight_row(
         weights=weights.name, file=file.name, presets=weights.presets, licence=weights.licence, size=file.size,
         sha256=file.sha256, source=file.sources[0], place=place, path=path, ok=ok, note=note,
     )  # fmt: skip
-
-
-def check_hashes(stated: Mapping[str, str]) -> dict[str, str]:
-    """SHA-256 by file name, in lower case.
-
-    Raises
-    ------
-    InputError
-        When one isn't 64 hexadecimal digits.
-    """
-    for name, value in stated.items():
-        if not SHA256_DIGITS.fullmatch(value.strip().lower()):
-            raise InputError(f"'{value}' is no SHA-256 for '{name}'; give its 64 hexadecimal digits.")
-    return {name: value.strip().lower() for name, value in stated.items()}
-
-
-def stated_hashes(folder: Path) -> dict[str, str]:
-    """What SHA256SUMS in a folder states, by file name; empty without that file."""
-    try:
-        lines = (folder / STATED_HASHES).read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError):
-        return {}
-    pairs = [line.split(maxsplit=1) for line in lines]
-    return {
-        pair[1].removeprefix("*").strip(): pair[0].lower()
-        for pair in pairs
-        if len(pair) == 2 and SHA256_DIGITS.fullmatch(pair[0].lower())
-    }
-
-
-def state_hash(path: Path, sha256: str) -> None:
-    """Keep the hash that the user stated beside the file that it was stated for."""
-    hashes = {**stated_hashes(path.parent), path.name: sha256}
-    with replacing(path.parent / STATED_HASHES) as out:
-        out.write("".join(f"{value}  {name}\n" for name, value in sorted(hashes.items())).encode())
 
 
 def _shifted(progress: Progress, before: int, total: int) -> Progress:

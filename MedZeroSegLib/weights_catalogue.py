@@ -1,4 +1,4 @@
-"""The weights that the presets need, as weights.json lists them, and the check that a file is the one listed.
+"""The weights that the presets need, as weights.json lists them, and the check that a file is the one listed or stated.
 
 Nothing here opens a weight file as anything but bytes."""
 
@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -13,11 +14,14 @@ from pathlib import Path
 from types import MappingProxyType
 
 from .errors import InputError
+from .writers import replacing
 
 CATALOGUE = Path(__file__).with_name("weights.json")
 BLOCK = 1 << 20  # bytes hashed or copied at a time
 SHORT = 8  # hexadecimal digits of a hash in a sentence that compares two
 LISTED_FILES_MAX = 3  # files that one sentence still names with their addresses
+STATED_HASHES = "SHA256SUMS"  # as `sha256sum FILE > SHA256SUMS` writes it; counts for files of unknown hash only
+SHA256_DIGITS = re.compile("[0-9a-f]{64}")
 WEB_PAGE_STARTS = (b"<!doctype", b"<html", b"<?xml")
 
 
@@ -139,3 +143,38 @@ def by_hand(weights: Weights, files: Sequence[WeightFile], folder: Path) -> str:
     else:
         addresses = " and ".join(f"{file.sources[0]} (SHA-256 {file.sha256 or 'not known'})" for file in files)
     return f"get {addresses} and put {'it' if len(files) == 1 else 'them'} into '{folder}'"
+
+
+def check_hashes(stated: Mapping[str, str]) -> dict[str, str]:
+    """SHA-256 by file name, in lower case.
+
+    Raises
+    ------
+    InputError
+        When one isn't 64 hexadecimal digits.
+    """
+    for name, value in stated.items():
+        if not SHA256_DIGITS.fullmatch(value.strip().lower()):
+            raise InputError(f"'{value}' is no SHA-256 for '{name}'; give its 64 hexadecimal digits.")
+    return {name: value.strip().lower() for name, value in stated.items()}
+
+
+def stated_hashes(folder: Path) -> dict[str, str]:
+    """What SHA256SUMS in a folder states, by file name; empty without that file."""
+    try:
+        lines = (folder / STATED_HASHES).read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError):
+        return {}
+    pairs = [line.split(maxsplit=1) for line in lines]
+    return {
+        pair[1].removeprefix("*").strip(): pair[0].lower()
+        for pair in pairs
+        if len(pair) == 2 and SHA256_DIGITS.fullmatch(pair[0].lower())
+    }
+
+
+def state_hash(path: Path, sha256: str) -> None:
+    """Keep the hash that the user stated beside the file that it was stated for."""
+    hashes = {**stated_hashes(path.parent), path.name: sha256}
+    with replacing(path.parent / STATED_HASHES) as out:
+        out.write("".join(f"{value}  {name}\n" for name, value in sorted(hashes.items())).encode())

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from .errors import InstallationError
-from .weights_catalogue import BLOCK, SHORT, WeightFile, looks_like_web_page, sha256_of
+from .weights_catalogue import SHORT, WeightFile, looks_like_web_page, sha256_of
 
 if TYPE_CHECKING:
     import httpx
@@ -164,7 +164,7 @@ def _receive(client: httpx.Client, url: str, file: WeightFile, part: Path, progr
     headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={have}-"} if have else {})
     with client.stream("GET", url, headers=headers) as response:
         have, total = _accept(response, have, part)
-        arriving = response.iter_raw(BLOCK)
+        arriving = response.iter_raw()  # as it comes: a buffer would be lost when the connection closes
         block = next(arriving, b"")
         if have == 0 and looks_like_web_page(block):
             raise _Refused("it sends a web page, so the network may want a login first")

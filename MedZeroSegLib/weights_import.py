@@ -8,8 +8,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from .errors import InputError, InstallationError
-from .weights import STORE, WeightRow, WeightsStore, check_hashes, state_hash, stated_hashes, weight_row
-from .weights_catalogue import BLOCK, WeightFile, Weights, sha256_of
+from .weights import STORE, WeightRow, WeightsStore, weight_row
+from .weights_catalogue import BLOCK, WeightFile, Weights, check_hashes, sha256_of, state_hash, stated_hashes
 from .writers import replacing
 
 REFUSED_NAMED_MAX = 3  # files that the sentence about an import without success still names
