@@ -311,7 +311,7 @@ class Touch:
 def test_pickle_that_runs_code_is_refused_unrun(tmp_path):
     torch = pytest.importorskip("torch", reason="torch, which reads the file, is not installed.")
     plain, zipped = tmp_path / "plain.pth", tmp_path / f"{ODD_NAME}.pth"
-    plain.write_bytes(pickle.dumps({"weight": Touch(tmp_path / "ran")}))
+    plain.write_bytes(pickle.dumps({"weight": Touch(tmp_path / "ran")}, protocol=2))
     torch.save({"weight": Touch(tmp_path / "ran")}, zipped)
     for path in (plain, zipped):
         with pytest.raises(InstallationError, match="could run code") as caught:
