@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +15,16 @@ from MedZeroSegLib.volume import Volume
 from MedZeroSegLib.volume_io import read_volume
 
 PARTLY_ANNOTATED = ("sammed2d_demo_slices", "totalsegmentator_examples")  # each image marks its own choice of names
+# Wholes whose parts a source, or one annotation scheme of it, marks completely: the union of the parts is the whole.
+COMPLETE_WHOLES: Mapping[str, tuple[str, ...]] = {
+    "spider_lumbar_spine_mr": ("vertebrae", "intervertebral discs"),
+    "msd_hippocampus_mr": ("hippocampus",),
+    "busi_breast_ultrasound": ("breast tumor",),
+    "brats2015_brain_tumor_mr": ("brain tumor",),
+    "totalsegmentator_examples": ("lung",),
+    "covid_chest_xray:lungs": ("lung",),
+    "covid_lung_xray": ("lung",),
+}
 COLUMNS = ("case_id", "patient_id", "source", "modality", "image", "mask", "labels", "licence", "split")
 
 
@@ -40,14 +50,21 @@ class Case:
     def read(self) -> tuple[Volume, np.ndarray]:
         """The image and its label values, uint16 [k, j, i] on the image's grid; raises InputError."""
         volume = read_volume(self.image, modality=self.modality)
-        labels = sitk.GetArrayFromImage(sitk.ReadImage(str(self.mask)))
+        return volume, self.read_labels(volume)
+
+    def read_labels(self, volume: Volume) -> np.ndarray:
+        """The label values, uint16 [k, j, i] on the grid of the case's image; raises InputError."""
+        try:
+            labels = sitk.GetArrayFromImage(sitk.ReadImage(str(self.mask)))
+        except RuntimeError as problem:
+            raise InputError(f"{self.mask} can't be read as a mask; replace the file or take its row out.") from problem
         labels = labels[None] if labels.ndim == 2 else labels
         if labels.shape != volume.shape:
             raise InputError(
                 f"{self.mask} has {labels.shape[::-1]} voxels, its image {volume.shape[::-1]}; "
                 "give a mask on the image's own grid."
             )
-        return volume, labels.astype(np.uint16)
+        return labels.astype(np.uint16)
 
 
 def read_manifest(path: Path | str, split: str | None = None) -> list[Case]:
@@ -84,6 +101,11 @@ def annotated_names(cases: Iterable[Case]) -> dict[str, set[str]]:
     return schemes
 
 
+def complete_wholes(scheme: str) -> tuple[str, ...]:
+    """Names of wholes that are the union of parts which the annotation scheme marks."""
+    return COMPLETE_WHOLES.get(scheme, COMPLETE_WHOLES.get(scheme.split(":")[0], ()))
+
+
 def annotation_scheme(case: Case) -> str:
     """What was marked together: the source, and the kind of mask where one image has several mask files."""
     if case.source in PARTLY_ANNOTATED:
@@ -98,7 +120,6 @@ def _case(manifest: Path, row: dict[str, str]) -> Case:
     for file in (image, mask):
         if not file.exists():
             raise InputError(f"{manifest} names {file}, which does not exist; correct the row or bring the file.")
-    labels = {int(value): name.strip() for value, name in (pair.split("=", 1) for pair in row["labels"].split(";"))}
     return Case(
         row["case_id"],
         row["patient_id"],
@@ -106,7 +127,17 @@ def _case(manifest: Path, row: dict[str, str]) -> Case:
         row["modality"],
         image,
         mask,
-        labels,
+        _labels(manifest, row),
         row["licence"],
         row["split"],
     )
+
+
+def _labels(manifest: Path, row: dict[str, str]) -> dict[int, str]:
+    try:
+        pairs = (pair.split("=", 1) for pair in row["labels"].split(";"))
+        return {int(value): name.strip() for value, name in pairs}
+    except ValueError as problem:
+        raise InputError(
+            f"{manifest} has the labels {row['labels']!r} for {row['case_id']}; write them as 1=liver;2=spleen."
+        ) from problem

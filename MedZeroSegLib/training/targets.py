@@ -13,18 +13,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from MedZeroSegLib.evaluation.manifest import complete_wholes
 from MedZeroSegLib.queries import resolve
 from MedZeroSegLib.training.pictures import LabelMap, Picture, PictureStore
 from MedZeroSegLib.vocabulary import vocabulary
 
-# Wholes whose parts a source marks completely, so that the union of the parts is the whole.
-COMPLETE_WHOLES = {
-    "spider_lumbar_spine_mr": ("vertebrae", "intervertebral discs"),
-    "msd_hippocampus_mr": ("hippocampus",),
-    "busi_breast_ultrasound": ("breast tumor",),
-    "brats2015_brain_tumor_mr": ("brain tumor",),
-    "totalsegmentator_examples": ("lung",),
-}
 TARGET_SIZE = 128  # cells a side, the head's own resolution
 COMPETING_MAX = 14  # queries of one picture that compete for its pixels
 FAR_QUERIES = 4  # concepts of other body regions asked of each picture
@@ -56,7 +49,7 @@ class ConceptTable:
         self.wholes = {
             scheme: tuple(
                 whole
-                for whole in COMPLETE_WHOLES.get(scheme.split(":")[0], ())
+                for whole in complete_wholes(scheme)
                 if self._parts(scheme, whole) and whole not in self.by_scheme[scheme]
             )
             for scheme in self.by_scheme
