@@ -43,7 +43,12 @@ class Canvas:
         return F.pad(scaled.clamp_(0, 1), (0, self.size - self.columns, 0, self.size - self.rows))
 
     def place_labels(self, labels: np.ndarray) -> np.ndarray:
-        """Label slices [n, h, w] → uint8 [n, size, size] by nearest neighbour, padded with 0."""
+        """Label slices [n, h, w] → uint8 [n, size, size] by nearest neighbour, padded with 0.
+
+        Raises ValueError for labels over 255, which would come back as others.
+        """
+        if labels.max(initial=0) > 255:
+            raise ValueError(f"a label of {labels.max()} doesn't fit into 8 bits")
         row = np.minimum(((np.arange(self.rows) + 0.5) * self.height / self.rows).astype(int), self.height - 1)
         column = np.minimum(((np.arange(self.columns) + 0.5) * self.width / self.columns).astype(int), self.width - 1)
         placed = np.zeros((len(labels), self.size, self.size), np.uint8)

@@ -96,9 +96,9 @@ def saliency_of(
 
 def evidence_of(share: np.ndarray) -> np.ndarray:
     """Mean of the ``EVIDENCE_CELLS`` largest shares of each slice; [n, s, s] → float32 [n]."""
-    flat = share.reshape(len(share), -1).astype(np.float32)
-    if not len(flat):
+    if not len(share):
         return np.zeros(0, np.float32)
+    flat = share.reshape(len(share), -1).astype(np.float32)
     strongest = np.partition(flat, -EVIDENCE_CELLS, axis=1)[:, -EVIDENCE_CELLS:]
     return strongest.mean(1)
 
