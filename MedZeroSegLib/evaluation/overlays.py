@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import colorsys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,7 @@ DOTS_PER_INCH = 100
 FILL = 0.35  # opacity of a mask
 LIGHTER = 0.55  # towards white, for each layer that would repeat a color
 REFERENCE_COLOR = "white"
+HUE_STEP = 0.618034  # of the circle: the golden ratio keeps any number of hues apart
 
 Color = tuple[float, float, float]
 
@@ -41,12 +43,15 @@ class Layer:
         Red, green, blue, 0..255.
     predicted, reference
         bool [k, j, i]; reference None where there is none.
+    filled
+        False for a whole whose parts are drawn as well: a line around the mask, and no reference.
     """
 
     label: str
     color: tuple[int, int, int]
     predicted: np.ndarray
     reference: np.ndarray | None = None
+    filled: bool = True
 
 
 def write_overlay(segmentation: Segmentation, path: str | Path, slice_index: int | None = None) -> Path:
@@ -94,11 +99,12 @@ def write_layers(
         axes.axis("off")
     for layer, color in zip(layers, colors, strict=True):
         predicted = frame.forward(layer.predicted)[index]
-        if layer.reference is not None:
+        if layer.reference is not None and layer.filled:
             reference = frame.forward(layer.reference)[index]
             _outline(left, reference, color, "solid")
             _outline(right, reference, REFERENCE_COLOR, "dashed")
-        _fill(right, predicted, color)
+        if layer.filled:
+            _fill(right, predicted, color)
         _outline(right, predicted, color, "solid")
     _legend(figure, [layer.label for layer in layers], colors)
     place = f", slice {index + 1} of {frame.forward(volume.voxels).shape[0]}" if volume.dimension == 3 else ""
@@ -106,6 +112,12 @@ def write_layers(
     with replacing(path) as file:
         figure.savefig(file, format="png")
     return path
+
+
+def contrasting_color(number: int) -> tuple[int, int, int]:
+    """Red, green, blue, 0..255, of the n-th of any number of structures; anatomical colors are often alike."""
+    red, green, blue = colorsys.hsv_to_rgb(number * HUE_STEP % 1, 0.8 - 0.25 * (number % 2), 0.95)
+    return round(255 * red), round(255 * green), round(255 * blue)
 
 
 def _largest_slice(volume: Volume, layers: Sequence[Layer]) -> int:

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from MedZeroSegLib.evaluation import figures
-from MedZeroSegLib.evaluation.figures import Bootstrap, Estimate, cells, compare
+from MedZeroSegLib.evaluation.figures import Bootstrap, Comparison, Estimate, cells, compare
 from MedZeroSegLib.evaluation.scores import Score
 
 BTCV_FOUR = ("spleen", "left kidney", "right kidney", "aorta")
@@ -19,6 +19,7 @@ BTCV_THIRTEEN = (
     "right adrenal gland",
 )  # fmt: skip
 ACDC_THREE = ("left ventricle", "left ventricular myocardium", "right ventricle")
+MEASURES = ("patients", "cases", "Dice", "Dice, false finds as 0", "IoU", "NSD", "found")
 NOTES: Mapping[str, str] = {
     "acdc_cardiac_mr": "The voxel size is nominal (1.5 × 1.5 × 10 mm), so the tolerance of NSD is nominal too.",
     "totalsegmentator_examples": "The reference masks are a model's own output: an exercise, no measure of accuracy.",
@@ -73,7 +74,7 @@ def summary(scores: Sequence[Score], facts: RunFacts, baseline: Sequence[Score] 
     bootstrap = Bootstrap(scores)
     sections = [
         _head(scores, facts),
-        _quoted(scores, bootstrap),
+        _quoted(scores, facts, bootstrap),
         _presence(scores, bootstrap),
         _comparison(scores, baseline),
         *(_source(source, scores, facts, bootstrap) for source in sorted({score.source for score in scores})),
@@ -96,15 +97,16 @@ def _head(scores: Sequence[Score], facts: RunFacts) -> str:
         "(NSD, within 2 mm, or 2 pixels where the spacing isn't known) as means over the cases in which the structure "
         "is present. *Dice, false finds as 0* also counts each case in which an absent structure was found. Brackets "
         "hold 95 % bootstrap intervals over patients (2,000 resamples). *Found* is the share of present structures "
-        "that were found, *false finds* the share of absent ones. None of this is zero-shot unless the source is "
-        "marked as unseen.",
+        "that were found, *false finds* the share of absent ones. *Training* says whether the weights were fitted to "
+        "other patients of the source, or whether the source is unseen; neither is zero-shot where another source "
+        "taught the structure.",
     ]
     if facts.split == "train":
         lines += ["", "The weights may have been fitted to these very cases: this is no measure of accuracy."]
     return "\n".join(lines)
 
 
-def _quoted(scores: Sequence[Score], bootstrap: Bootstrap) -> str:
+def _quoted(scores: Sequence[Score], facts: RunFacts, bootstrap: Bootstrap) -> str:
     rows = []
     for group in GROUPS:
         selections = [
@@ -114,12 +116,14 @@ def _quoted(scores: Sequence[Score], bootstrap: Bootstrap) -> str:
         there = sum(any(score.present for score in selection) for selection in selections)
         if there:
             count = f"{there}" if there == len(selections) else f"{there} of {len(selections)}"
-            rows.append([group.title, count, *_measures(selections, bootstrap)])
+            sources = {score.source for selection in selections for score in selection}
+            rows.append([group.title, count, _training(sources, facts), *_measures(selections, bootstrap)])
     everything = list(cells(score for score in scores if score.kind != "far").values())
     there = sum(any(score.present for score in selection) for selection in everything)
-    rows.append(["all structures of all sources, wholes included", f"{there}", *_measures(everything, bootstrap)])
-    head = ["figure", "structures", "patients", "cases", "Dice", "Dice, false finds as 0", "IoU", "NSD", "found"]
-    return "## Figures\n\n" + _table(head, rows)
+    training = _training({score.source for score in scores}, facts)
+    title = "all structures of all sources, wholes included"
+    rows.append([title, f"{there}", training, *_measures(everything, bootstrap)])
+    return "## Figures\n\n" + _table(["figure", "structures", "training", *MEASURES], rows)
 
 
 def _presence(scores: Sequence[Score], bootstrap: Bootstrap) -> str:
@@ -138,27 +142,33 @@ def _comparison(scores: Sequence[Score], baseline: Sequence[Score]) -> str:
     if not baseline:
         return ""
     comparison = compare(scores, baseline)
-    points = 100 * comparison.difference.mean
-    low, high = 100 * comparison.difference.low, 100 * comparison.difference.high
+    difference = comparison.difference
+    points = f"{_points(difference.mean)} [{_points(difference.low)}, {_points(difference.high)}]"
     bootstrap = Bootstrap([*scores, *baseline])
     others = cells(baseline)
-    rows = [["**all structures of all sources**", _with_interval(comparison.ours), _with_interval(comparison.other),
-             f"{points:+.1f} [{low:+.1f}, {high:+.1f}]"]]  # fmt: skip
+    title = "**all structures of all sources**"
+    rows = [[title, _with_interval(comparison.ours), _with_interval(comparison.other), points]]
     for (source, structure), rows_of_cell in cells(scores).items():
         ours = bootstrap.estimate([rows_of_cell], figures.dice)
         other = bootstrap.estimate([others.get((source, structure), [])], figures.dice)
         if ours.cases and other.cases:
-            difference = f"{100 * (ours.mean - other.mean):+.1f}"
-            rows.append([f"{source}: {structure}", _number(ours.mean), _number(other.mean), difference])
+            name = f"{source}: {structure}"
+            rows.append([name, _number(ours.mean), _number(other.mean), _points(ours.mean - other.mean)])
     false_finds = [_percent(bootstrap.estimate([list(table)], figures.falsely_found)) for table in (scores, baseline)]
     return (
         "## Against the naive reference\n\n"
         "The reference uses the same weights without this project's stages: the map of the typed name in each slice, "
-        "min-max, Otsu's threshold, one box, the decoder's mask. Dice where the structure is present. Paired Wilcoxon "
-        f"test over {comparison.patients} patients: p = {comparison.p:.2g}. "
+        "min-max, Otsu's threshold, one box, the decoder's mask. Dice where the structure is present. "
+        f"{_wilcoxon(comparison)}"
         f"False finds: {false_finds[0]} against {false_finds[1]}.\n\n"
         + _table(["structure", "ours", "naive", "difference in points"], rows)
     )
+
+
+def _wilcoxon(comparison: Comparison) -> str:
+    if math.isnan(comparison.p):
+        return ""
+    return f"Paired Wilcoxon test over {comparison.patients} patients: p = {comparison.p:.2g}. "
 
 
 def _source(source: str, scores: Sequence[Score], facts: RunFacts, bootstrap: Bootstrap) -> str:
@@ -171,11 +181,10 @@ def _source(source: str, scores: Sequence[Score], facts: RunFacts, bootstrap: Bo
         absent = sum(not score.present for score in selection)
         false_finds = _percent(bootstrap.estimate([selection], figures.falsely_found))
         rows.append([name, *_measures([selection], bootstrap), f"{false_finds} of {absent}" if absent else "-"])
-    head = ["structure", "patients", "cases", "Dice", "Dice, false finds as 0", "IoU", "NSD", "found", "false finds"]
     note = f" {NOTES[source]}" if source in NOTES else ""
     return (
         f"## {source}\n\n{modalities}, {patients} patient{'s' if patients != 1 else ''}: "
-        f"{_tier(source, facts)}.{note}\n\n" + _table(head, rows)
+        f"{_tier(source, facts)}.{note}\n\n" + _table(["structure", *MEASURES, "false finds"], rows)
     )
 
 
@@ -187,6 +196,15 @@ def _tier(source: str, facts: RunFacts) -> str:
     if facts.split == "train":
         return "a source of the training, and perhaps these very cases"
     return "trained structures on unseen patients (other patients of this source were in training)"
+
+
+def _training(sources: Iterable[str], facts: RunFacts) -> str:
+    if facts.trained_sources is None:
+        return "not stated"
+    fitted = {source in facts.trained_sources for source in sources}
+    if len(fitted) == 2:
+        return "both"
+    return ("these patients" if facts.split == "train" else "other patients") if fitted == {True} else "unseen source"
 
 
 def _measures(selections: Sequence[Sequence[Score]], bootstrap: Bootstrap) -> list[str]:
@@ -221,6 +239,11 @@ def _with_interval(estimate: Estimate) -> str:
 
 def _number(value: float) -> str:
     return "-" if math.isnan(value) else f"{value:.3f}"
+
+
+def _points(difference: float) -> str:
+    """A difference in Dice as points; no minus before zero."""
+    return f"{round(100 * difference, 1) + 0.0:+.1f}"
 
 
 def _percent(estimate: Estimate) -> str:

@@ -16,11 +16,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from MedZeroSegLib.evaluation.manifest import Case, read_manifest
 from MedZeroSegLib.evaluation.metrics import agreement, metric_spacing
-from MedZeroSegLib.evaluation.overlays import Layer, write_layers
+from MedZeroSegLib.evaluation.overlays import Layer, contrasting_color, write_layers
 from MedZeroSegLib.evaluation.questions import Question, Questionnaire, images_of
 from MedZeroSegLib.evaluation.report import RunFacts, summary
 from MedZeroSegLib.evaluation.scores import Score, ScoreTable
-from MedZeroSegLib.queries import resolve
 from MedZeroSegLib.segment import Segmentation
 from MedZeroSegLib.volume import Volume
 from MedZeroSegLib.writers import replacing
@@ -252,14 +251,13 @@ def _scores(reference: _Reference, masks: Mapping[str, np.ndarray], seconds: flo
 
 
 def _draw(reference: _Reference, segmentation: Segmentation, rows: Sequence[Score], path: Path) -> None:
-    """Marked structures that are present or were found, wholes and far names only where they were falsely found."""
-    layers = []
+    """What is present or was found."""
+    layers: list[Layer] = []
     for question, segment, row in zip(reference.questions, segmentation.segments, rows, strict=True):
-        if not (row.present or row.found) or (row.kind == "whole" and row.present):
-            continue
-        verdict = f"Dice {row.dice:.2f}" if row.present and row.found else "missed" if row.present else "false find"
-        color = resolve([question.name])[0].color
-        layers.append(Layer(f"{question.name}: {verdict}", color, segment.mask, reference.masks[question.name]))
+        if row.present or row.found:
+            verdict = f"Dice {row.dice:.2f}" if row.present and row.found else "missed" if row.present else "false find"
+            label, color = f"{question.name}: {verdict}", contrasting_color(len(layers))
+            layers.append(Layer(label, color, segment.mask, reference.masks[question.name], row.kind != "whole"))
     write_layers(reference.volume, layers, path, f"{rows[0].source}, {rows[0].case}")
 
 

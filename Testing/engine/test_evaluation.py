@@ -235,7 +235,7 @@ def test_a_perfect_segmenter_gets_one_and_true_negatives_have_no_dice(manifest):
     scores, text = run(manifest, StandIn())
     assert {row.dice for row in scores if row.present} == {1.0}
     assert {row.dice for row in scores if not row.present} == {None}
-    assert line_of(text, "all structures of all sources")[4].startswith("1.000")
+    assert line_of(text, "all structures of all sources")[5].startswith("1.000")
     assert line_of(text, "found, of structures")[2].startswith("100.0 %")
     assert line_of(text, "false finds, all")[2].startswith("0.0 %")
 
@@ -248,7 +248,7 @@ def test_measures_of_a_mask_moved_by_a_column(manifest):
     assert liver.nsd == 1.0
     anterior = rows_of(scores, "mr_1")["anterior hippocampus"]  # 7 columns in three dimensions
     assert anterior.dice == pytest.approx(6 / 7, abs=1e-5)
-    assert line_of(text, "liver (BTCV)")[1:5] == ["1", "2", "2", "0.750 [0.750, 0.750]"]
+    assert line_of(text, "liver (BTCV)")[1:6] == ["1", "other patients", "2", "2", "0.750 [0.750, 0.750]"]
 
 
 def test_a_false_find_counts_zero_beside_the_dice_of_present_structures(manifest):
@@ -274,7 +274,7 @@ def test_a_structure_that_is_missed_counts_zero(manifest):
 
 def test_quoted_lungs_are_both_lungs_and_sources_say_whether_they_were_trained_on(manifest):
     _, text = run(manifest, StandIn(blind=("left lung",)))
-    assert line_of(text, "lungs on X-ray")[1:5] == ["2", "1", "1", "0.500"]
+    assert line_of(text, "lungs on X-ray")[1:6] == ["2", "unseen source", "1", "1", "0.500"]
     assert re.search(r"## btcv_abdomen_ct\n\nCT, 2 patients: trained structures on unseen patients", text)
     assert re.search(r"## covid_chest_xray\n\nX-ray, 1 patient: an unseen source", text)
 
