@@ -18,6 +18,7 @@ from MedZeroSegLib.volume import Volume
 VOXELS_MIN = 8  # smaller components are noise
 PART_SHARE_MIN = 0.1  # of the largest component's size; smaller ones are noise where parts are counted
 SIDE_CLEAR_MIN = 0.8  # of a component's voxels on one side of the middle, for it to belong there whole
+HOLE_SHARE_MAX = 0.2  # of the structure's area in a slice; larger holes are cavities, as those of skull and skin
 CONNECTED = np.ones((3, 3, 3), bool)
 
 
@@ -27,6 +28,11 @@ class KeySlices:
 
     indices: np.ndarray
     count: int
+
+    @property
+    def step(self) -> float:
+        """Usual distance between two neighbouring key slices, in slices; all of them for a single one."""
+        return float(np.median(np.diff(self.indices))) if len(self.indices) > 1 else float(self.count)
 
     def neighbours(self, index: int) -> tuple[int, int, float] | None:
         """Rows of the key slices before and after ``index`` and the weight of the second; None beyond their ends."""
@@ -79,8 +85,21 @@ def keep_parts(mask: np.ndarray, parts: int) -> np.ndarray:
 
 
 def fill_holes(mask: np.ndarray) -> np.ndarray:
-    """Holes closed slice by slice; [n, h, w]."""
-    return np.stack([ndimage.binary_fill_holes(section) if section.any() else section for section in mask])
+    """Small holes closed slice by slice; [n, h, w]."""
+    return np.stack([_fill_section(section) if section.any() else section for section in mask])
+
+
+def _fill_section(section: np.ndarray) -> np.ndarray:
+    labels, _ = ndimage.label(ndimage.binary_fill_holes(section) & ~section)
+    sizes = np.bincount(labels.ravel())
+    small = sizes <= HOLE_SHARE_MAX * np.count_nonzero(section)
+    small[0] = False
+    return section | small[labels]
+
+
+def sides_visible(frame: SliceFrame, count: int) -> bool:
+    """Whether ``count`` canonical slices have a left and a right: a single sagittal slice hasn't."""
+    return count > 1 or frame.plane != "sagittal"
 
 
 @dataclass(frozen=True)
@@ -100,13 +119,16 @@ def leftness(volume: Volume, frame: SliceFrame) -> np.ndarray:
     if volume.dimension == 2 and frame.plane == "picture":
         return np.arange(volume.shape[2], dtype=np.float64)[None, None, :]
     along_i, along_j, along_k = volume.ijk_to_lps[0, :3]
-    k, j, i = (np.arange(n, dtype=np.float64) for n in volume.shape)
+    steps = (along_k, along_j, along_i)  # an axis along which x stays the same is kept at length 1, to spare memory
+    k, j, i = (np.arange(n if step else 1, dtype=np.float64) for n, step in zip(volume.shape, steps, strict=True))
     x = along_k * k[:, None, None] + along_j * j[None, :, None] + along_i * i[None, None, :] + volume.ijk_to_lps[0, 3]
     return frame.forward(x)
 
 
 def midline_of(body: np.ndarray, position: np.ndarray, whole: np.ndarray) -> Midline:
     """The patient's middle: between the two large parts of the structure, else the middle of the body.
+
+    Two parts on the same side of a body that is seen to its outline are two pieces of one side.
 
     Parameters
     ----------
@@ -123,9 +145,9 @@ def midline_of(body: np.ndarray, position: np.ndarray, whole: np.ndarray) -> Mid
         sizes = np.bincount(labels.ravel())[1:]
         first, second = np.argsort(-sizes, kind="stable")[:2]
         if sizes[second] >= 0.3 * sizes[first]:
-            one, other = (_mean(position, labels == part + 1) for part in (first, second))
-            width = np.ptp(position)
-            if abs(one - other) > 0.08 * width:
+            one, other = sorted(_mean(position, labels == part + 1) for part in (first, second))
+            apart = other - one > 0.08 * np.ptp(position)
+            if apart and (body.all() or one < centre < other):
                 return Midline((one + other) / 2, True)
     return Midline(centre, not body.all())
 
@@ -138,13 +160,16 @@ def take_side(mask: np.ndarray, position: np.ndarray, midline: Midline, side: st
     taken = np.zeros_like(mask)
     for label, place in enumerate(ndimage.find_objects(labels), start=1):
         part = labels[place] == label
-        share = (part & wanted[place]).sum() / part.sum()
-        if share >= SIDE_CLEAR_MIN:
+        size, inside = np.count_nonzero(part), np.count_nonzero(part & wanted[place])
+        if inside >= SIDE_CLEAR_MIN * size:
             taken[place] |= part
-        elif share > 1 - SIDE_CLEAR_MIN:
+        elif size - inside < SIDE_CLEAR_MIN * size:  # asked as for the other side, so that no voxel is on both
             taken[place] |= part & wanted[place]
     return taken
 
 
 def _mean(position: np.ndarray, where: np.ndarray) -> float:
-    return float(np.broadcast_to(position, where.shape)[where].mean())
+    """Mean of ``position``, whose axes may have length 1, over the voxels of ``where``."""
+    same = tuple(axis for axis in range(3) if position.shape[axis] == 1)
+    counts = where.sum(axis=same, keepdims=True)
+    return float((position * counts).sum() / counts.sum())

@@ -84,10 +84,11 @@ def refine(
         logits = _decode(batch, shares, coarse_of, decode, size)
         for prompt, candidate in zip(batch, logits, strict=True):
             own = probability[prompt.slice_index]
-            part = _enlarge(prompt.part[None].astype(np.float16), size)[0] > 0.5
-            if _believed(candidate, own.astype(np.float32) * part, choice):
+            everything = saliency.share[prompt.slice_index] >= FOUND_SHARE_MIN
+            part, others = _enlarge(np.stack((prompt.part, everything & ~prompt.part)), size) > 0.5
+            if _believed(candidate, own.astype(np.float32), part, choice):
                 decoded += 1
-                _fuse(own, candidate, part, choice.decoder_share)
+                _fuse(own, candidate, part, others, choice.decoder_share)
     return Refined(probability, decoded, len(prompts))
 
 
@@ -101,22 +102,22 @@ def _decode(
     return logits[:, 0].float().cpu().numpy()
 
 
-def _believed(candidate: np.ndarray, part_share: np.ndarray, choice: Choice) -> bool:
-    """Whether the candidate's logits [size, size] agree with the part's shares."""
+def _believed(candidate: np.ndarray, own: np.ndarray, part: np.ndarray, choice: Choice) -> bool:
+    """Whether the candidate's logits [size, size] agree with the part's shares and its area."""
     mask = candidate > 0
-    area, expected = float(mask.sum()), float(part_share.sum())
+    area, expected = float(mask.sum()), float(part.sum())
     if not area or not expected:
         return False
-    agreement = 2 * float((mask * part_share).sum()) / (area + expected)
+    agreement = 2 * float(own[mask & part].sum()) / (area + float(own[part].sum()))
     ratio = max(area, expected) / min(area, expected)
     stability = float((candidate > 1).sum()) / max(1.0, float((candidate > -1).sum()))
     return agreement >= choice.agreement_min and ratio <= choice.area_ratio_max and stability >= choice.stability_min
 
 
-def _fuse(own: np.ndarray, candidate: np.ndarray, part: np.ndarray, decoder_share: float) -> None:
+def _fuse(own: np.ndarray, candidate: np.ndarray, part: np.ndarray, others: np.ndarray, decoder_share: float) -> None:
     """Blend in place, on the part and what the decoder adds around it; other parts keep their own."""
     seen = 1 / (1 + np.exp(-np.clip(candidate, -8, 8)))
-    where = part | (candidate > 0)
+    where = (part | (candidate > 0)) & ~others
     blended = (1 - decoder_share) * own.astype(np.float32) + decoder_share * seen
     own[where] = blended[where].astype(own.dtype)
 

@@ -1,4 +1,4 @@
-"""A structure's share of each cell depends on what competes there, not on what else is asked or how slices are sorted."""
+"""A structure's share of a cell depends on what competes there, not on what else is asked or on other slices."""
 
 from __future__ import annotations
 
