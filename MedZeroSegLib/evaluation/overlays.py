@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 PANEL_INCHES = 6.0
 DOTS_PER_INCH = 100
 FILL = 0.35  # opacity of a mask
-LIGHTER = 0.55  # towards white, for each layer that would repeat a color
 REFERENCE_COLOR = "white"
 HUE_STEP = 0.618034  # of the circle: the golden ratio keeps any number of hues apart
 
@@ -39,8 +38,6 @@ class Layer:
     ----------
     label
         Its line in the legend.
-    color
-        Red, green, blue, 0..255.
     predicted, reference
         bool [k, j, i]; reference None where there is none.
     filled
@@ -48,7 +45,6 @@ class Layer:
     """
 
     label: str
-    color: tuple[int, int, int]
     predicted: np.ndarray
     reference: np.ndarray | None = None
     filled: bool = True
@@ -70,7 +66,6 @@ def write_overlay(segmentation: Segmentation, path: str | Path, slice_index: int
     layers = [
         Layer(
             f"{segment.name}, score {segment.score:.2f}" if segment.found else f"{segment.name}: not found",
-            segment.color,
             segment.mask,
         )
         for segment in segmentation.segments
@@ -91,7 +86,7 @@ def write_layers(
     frame = slice_frame(volume)
     index = _largest_slice(volume, layers) if slice_index is None else slice_index
     shown = frame.forward(picture(volume))[index]
-    colors = _distinct([layer.color for layer in layers])
+    colors = [_contrasting_color(number) for number in range(len(layers))]
     figure = Figure(figsize=(2 * PANEL_INCHES, PANEL_INCHES + 0.6), dpi=DOTS_PER_INCH, layout="constrained")
     left, right = figure.subplots(1, 2)
     for axes in (left, right):
@@ -114,10 +109,9 @@ def write_layers(
     return path
 
 
-def contrasting_color(number: int) -> tuple[int, int, int]:
-    """Red, green, blue, 0..255, of the n-th of any number of structures; anatomical colors are often alike."""
-    red, green, blue = colorsys.hsv_to_rgb(number * HUE_STEP % 1, 0.8 - 0.25 * (number % 2), 0.95)
-    return round(255 * red), round(255 * green), round(255 * blue)
+def _contrasting_color(number: int) -> Color:
+    """Color of the n-th of any number of structures; anatomical colors are often alike."""
+    return colorsys.hsv_to_rgb(number * HUE_STEP % 1, 0.8 - 0.25 * (number % 2), 0.95)
 
 
 def _largest_slice(volume: Volume, layers: Sequence[Layer]) -> int:
@@ -129,17 +123,6 @@ def _largest_slice(volume: Volume, layers: Sequence[Layer]) -> int:
     if not masks:
         return count // 2
     return int(np.argmax(sum(frame.forward(mask).sum(axis=(1, 2)) for mask in masks)))
-
-
-def _distinct(colors: Sequence[tuple[int, int, int]]) -> list[Color]:
-    """Colors in 0..1; a repeated one, such as the other side's, becomes lighter."""
-    taken: list[Color] = []
-    for red, green, blue in colors:
-        color = (red / 255, green / 255, blue / 255)
-        while color in taken and color != (1.0, 1.0, 1.0):
-            color = tuple(round(value + (1 - value) * LIGHTER, 3) for value in color)  # type: ignore[assignment]
-        taken.append(color)
-    return taken
 
 
 def _fill(axes: Axes, mask: np.ndarray, color: Color) -> None:

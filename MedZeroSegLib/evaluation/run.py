@@ -16,7 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from MedZeroSegLib.evaluation.manifest import Case, read_manifest
 from MedZeroSegLib.evaluation.metrics import agreement, metric_spacing
-from MedZeroSegLib.evaluation.overlays import Layer, contrasting_color, write_layers
+from MedZeroSegLib.evaluation.overlays import Layer, write_layers
 from MedZeroSegLib.evaluation.questions import Question, Questionnaire, images_of
 from MedZeroSegLib.evaluation.report import RunFacts, summary
 from MedZeroSegLib.evaluation.scores import Score, ScoreTable
@@ -56,8 +56,8 @@ def evaluate_manifest(
     """Ask for every structure that a split's images mark, compare, and report.
 
     Writes ``cases.csv``, ``summary.md`` and ``run.json`` (what was run) into ``output``, and ``baseline.csv`` when a
-    baseline is given. Images that the folder already holds for the same manifest, split, preset, version and weights
-    are not segmented again.
+    baseline is given. Images that the folder already holds for the same manifest, split, preset, version, weights
+    and settings are not segmented again.
 
     Parameters
     ----------
@@ -127,8 +127,7 @@ class _RunFile:
         return {key: self.content.get(key) for key in identity} == identity
 
     def save(self, segmentation: Segmentation) -> None:
-        made_with = {"device": segmentation.device, "settings": segmentation.settings}
-        self.content = {**self._identity(segmentation), **made_with}
+        self.content = {**self._identity(segmentation), "device": segmentation.device}
         with replacing(self.path) as file:
             file.write((json.dumps(self.content, indent=2, ensure_ascii=False) + "\n").encode("utf-8"))
 
@@ -147,7 +146,8 @@ class _RunFile:
 
     def _identity(self, segmentation: Segmentation) -> dict[str, Any]:
         weights = [{"name": record["name"], "sha256": record["sha256"]} for record in segmentation.weights]
-        return {**self.asked, "version": segmentation.version, "weights": weights}
+        settings = json.loads(json.dumps(segmentation.settings))  # as they are read back
+        return {**self.asked, "version": segmentation.version, "weights": weights, "settings": settings}
 
 
 @dataclass(frozen=True)
@@ -256,8 +256,8 @@ def _draw(reference: _Reference, segmentation: Segmentation, rows: Sequence[Scor
     for question, segment, row in zip(reference.questions, segmentation.segments, rows, strict=True):
         if row.present or row.found:
             verdict = f"Dice {row.dice:.2f}" if row.present and row.found else "missed" if row.present else "false find"
-            label, color = f"{question.name}: {verdict}", contrasting_color(len(layers))
-            layers.append(Layer(label, color, segment.mask, reference.masks[question.name], row.kind != "whole"))
+            label, filled = f"{question.name}: {verdict}", row.kind != "whole"
+            layers.append(Layer(label, segment.mask, reference.masks[question.name], filled))
     write_layers(reference.volume, layers, path, f"{rows[0].source}, {rows[0].case}")
 
 

@@ -48,6 +48,7 @@ class StandIn:
     false_finds: tuple[str, ...] = ()
     blind: tuple[str, ...] = ()
     weights_hash: str = "0" * 64
+    threshold: float = 0.5
     calls: list[tuple[str, tuple[str, ...]]] = field(default_factory=list)
 
     def mask(self, volume: Volume, name: str) -> np.ndarray:
@@ -72,7 +73,7 @@ class StandIn:
         return Segmentation(
             volume=volume, segments=tuple(segments), preset="stand-in",
             weights=({"name": "head", "file": "head.safetensors", "sha256": self.weights_hash, "licence": "-"},),
-            device="cpu", seconds={}, settings={"trained_sources": ["btcv_abdomen_ct"]}, version="0",
+            device="cpu", seconds={}, settings={"trained_sources": ["btcv_abdomen_ct"], "choice": (self.threshold,)}, version="0",
         )  # fmt: skip
 
     def naive(self, volume: Volume, names: Sequence[str]) -> dict[str, np.ndarray]:
@@ -346,6 +347,13 @@ def test_other_weights_start_anew(manifest, capsys):
     assert "measured anew" in capsys.readouterr().err
     assert rows_of(read_scores(output / "cases.csv"), "ct_1")["liver"].dice == 1.0
     assert json.loads((output / "run.json").read_text())["weights"][0]["sha256"] == "1" * 64
+
+
+def test_other_settings_start_anew(manifest):
+    run(manifest, StandIn())
+    other = StandIn(threshold=0.4)
+    run(manifest, other)
+    assert len(other.calls) == 4
 
 
 def test_a_baseline_or_pictures_asked_for_later_are_made_up_for(manifest):
