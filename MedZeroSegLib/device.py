@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from MedZeroSegLib.errors import InputError
+from MedZeroSegLib.errors import InputError, InstallationError
 
 DEVICES = ("auto", "cpu", "cuda", "mps")
 SLAB_SLICES = 16  # slices encoded before their maps are computed; bounds memory to the slab
@@ -17,7 +17,9 @@ def choose_device(wanted: str = "auto") -> tuple[str, tuple[str, ...]]:
     Raises
     ------
     InputError
-        For a name that isn't one of ``DEVICES``, or a device asked for by name that doesn't work here.
+        For a name that isn't one of ``DEVICES``.
+    InstallationError
+        For a device asked for by name that doesn't work here.
     """
     if wanted not in DEVICES:
         raise InputError(f"The device {wanted!r} is unknown; use one of {', '.join(DEVICES)}.")
@@ -27,7 +29,7 @@ def choose_device(wanted: str = "auto") -> tuple[str, tuple[str, ...]]:
         if problem is None:
             return name, tuple(passed_over)
         if wanted != "auto":
-            raise InputError(f"The device {name} can't be used here: {problem}; use --device cpu.")
+            raise InstallationError(f"The device {name} can't be used here: {problem}; use --device cpu.")
         if problem != "it isn't available":
             passed_over.append(f"{name} was not used: {problem}.")
     return "cpu", tuple(passed_over)
@@ -45,5 +47,6 @@ def _problem_of(name: str) -> str | None:
         ones = torch.ones(8, 8, device=name)
         correct = bool(((ones @ ones).cpu() == 8).all())
     except (RuntimeError, AssertionError) as failure:
-        return f"its first computation failed ({str(failure).splitlines()[0]})"
+        reason = str(failure).partition("\n")[0] or type(failure).__name__
+        return f"its first computation failed ({reason})"
     return None if correct else "its first computation gave a wrong result"

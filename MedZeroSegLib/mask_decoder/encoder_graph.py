@@ -42,9 +42,8 @@ def _openvino_encoder(network: nn.Module, cache: Path | None) -> Encoder:
 
     core = openvino.Core()
     file = None if cache is None else cache / f"encoder-{_weights_digest(network)}.xml"
-    if file is not None and file.is_file() and file.with_suffix(".bin").is_file():
-        graph = core.read_model(file)
-    else:
+    graph = None if file is None else _read_graph(core, file)
+    if graph is None:
         graph = _trace(network)
         if file is not None:
             _save_graph(graph, file)
@@ -56,6 +55,16 @@ def _openvino_encoder(network: nn.Module, cache: Path | None) -> Encoder:
         return coarse, detail
 
     return encode
+
+
+def _read_graph(core: Any, file: Path) -> Any | None:
+    """The stored graph, or None where there is none that this OpenVINO can read."""
+    if not (file.is_file() and file.with_suffix(".bin").is_file()):
+        return None
+    try:
+        return core.read_model(file)
+    except RuntimeError:
+        return None
 
 
 def _trace(network: nn.Module) -> Any:
@@ -77,9 +86,10 @@ def _save_graph(graph: Any, file: Path) -> None:
         openvino.save_model(graph, temporary, compress_to_fp16=False)
         os.replace(temporary.with_suffix(".bin"), file.with_suffix(".bin"))
         os.replace(temporary, file)
-    except OSError:  # a cache that can't be written costs seconds, not results
-        temporary.unlink(missing_ok=True)
-        temporary.with_suffix(".bin").unlink(missing_ok=True)
+    except (OSError, RuntimeError):  # a cache that can't be written costs seconds, not results
+        for left in (temporary, temporary.with_suffix(".bin")):
+            with contextlib.suppress(OSError):
+                left.unlink()
 
 
 def _weights_digest(network: nn.Module) -> str:

@@ -154,11 +154,15 @@ class LiteMedSamModel:
         masks
             [m, 1, 256, 256] logits on the canvas, or None.
 
+        All three may be on any device.
+
         Returns
         -------
         logits [m, 1, 256, 256] on the canvas and the network's own estimate of the IoU [m].
         """
         prompt_encoder, mask_decoder = self.network.prompt_encoder, self.network.mask_decoder
+        coarse, boxes = coarse.to(self.device), boxes.to(self.device)
+        masks = None if masks is None else masks.to(self.device)
         position = prompt_encoder.get_dense_pe()
         logits, qualities = [], []
         for n in range(len(boxes)):

@@ -1,0 +1,178 @@
+"""The device is one that works; what doesn't is named with its reason; models take their inputs to their own device."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from MedZeroSegLib.device import DEVICES, choose_device
+from MedZeroSegLib.errors import InputError, InstallationError
+from MedZeroSegLib.mask_decoder.lite_medsam import LiteMedSam, LiteMedSamModel
+
+WITHOUT_KERNELS = RuntimeError("CUDA error: no kernel image is available\nCompile with TORCH_USE_CUDA_DSA")
+
+
+class Machine:
+    """A machine with the given devices; each device computes ``outcome``: a number, or an exception that it raises."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, **outcomes: float | Exception) -> None:
+        self.tried: list[tuple[str, torch.dtype]] = []
+        self.outcomes = outcomes
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: "cuda" in outcomes)
+        monkeypatch.setattr(torch.backends.mps, "is_available", lambda: "mps" in outcomes)
+        plain = torch.ones
+
+        def ones(*shape: int, device: str = "cpu", dtype: torch.dtype = torch.float32) -> torch.Tensor:
+            self.tried.append((device, dtype))
+            outcome = self.outcomes[device]
+            if isinstance(outcome, Exception):
+                raise outcome
+            return plain(*shape, dtype=dtype) * outcome
+
+        monkeypatch.setattr(torch, "ones", ones)
+
+
+def test_the_cpu_serves_where_there_is_nothing_else(monkeypatch):
+    Machine(monkeypatch)
+    assert choose_device("auto") == ("cpu", ())
+    assert choose_device("cpu") == ("cpu", ())
+
+
+@pytest.mark.parametrize("name", ["cuda", "mps"])
+def test_a_device_that_works_is_used(monkeypatch, name):
+    machine = Machine(monkeypatch, **{name: 1.0})
+    assert choose_device("auto") == (name, ())
+    assert choose_device(name) == (name, ())
+    assert all(dtype == torch.float32 for _, dtype in machine.tried)  # float64 doesn't exist on mps
+
+
+def test_cuda_comes_before_mps(monkeypatch):
+    Machine(monkeypatch, cuda=1.0, mps=1.0)
+    assert choose_device()[0] == "cuda"
+
+
+def test_a_card_whose_first_kernel_fails_is_passed_over_and_named(monkeypatch):
+    Machine(monkeypatch, cuda=WITHOUT_KERNELS)
+    chosen, (sentence,) = choose_device("auto")
+    assert chosen == "cpu"
+    assert "cuda" in sentence and "no kernel image" in sentence
+    assert "\n" not in sentence and sentence.endswith(".")
+
+
+def test_failure_moves_to_the_next_device(monkeypatch):
+    Machine(monkeypatch, cuda=WITHOUT_KERNELS, mps=1.0)
+    chosen, (sentence,) = choose_device("auto")
+    assert chosen == "mps" and "cuda" in sentence
+
+
+def test_a_card_that_computes_wrongly_is_passed_over(monkeypatch):
+    Machine(monkeypatch, cuda=0.5)
+    chosen, (sentence,) = choose_device("auto")
+    assert chosen == "cpu" and "wrong result" in sentence
+
+
+def test_an_error_without_text_still_gives_a_sentence(monkeypatch):
+    Machine(monkeypatch, cuda=AssertionError())
+    chosen, (sentence,) = choose_device("auto")
+    assert chosen == "cpu" and "AssertionError" in sentence
+
+
+@pytest.mark.parametrize("outcomes", [{}, {"cuda": WITHOUT_KERNELS}])
+def test_a_device_asked_for_by_name_that_fails_is_the_installations_fault(monkeypatch, outcomes):
+    Machine(monkeypatch, **outcomes)
+    with pytest.raises(InstallationError, match="cuda.*--device cpu") as refusal:
+        choose_device("cuda")
+    assert refusal.value.exit_code == 3
+    assert "\n" not in str(refusal.value)
+
+
+def test_an_unknown_device_is_refused_with_the_choices():
+    with pytest.raises(InputError) as refusal:
+        choose_device("gpu")
+    assert all(name in str(refusal.value) for name in (*DEVICES, "gpu"))
+
+
+def test_the_decoder_takes_prompts_to_its_own_device():
+    """On the device "meta", tensors have shapes only; mixing it with the CPU fails as a card would."""
+    with torch.device("meta"):
+        network = LiteMedSam()
+    model = LiteMedSamModel(network, "meta")
+    masks = torch.zeros(2, 1, 256, 256)
+    logits, quality = model.decode(torch.zeros(2, 256, 64, 64), torch.tensor([[10.0, 10, 90, 80]] * 2), masks)
+    assert (logits.shape, quality.shape) == ((2, 1, 256, 256), (2,))
+    assert logits.device.type == "meta"
+    without_masks, _ = model.decode(torch.zeros(1, 256, 64, 64), torch.tensor([[10.0, 10, 90, 80]]), None)
+    assert without_masks.shape == (1, 1, 256, 256)
+
+
+def test_the_encoder_takes_pictures_to_its_own_device():
+    with torch.device("meta"):
+        network = LiteMedSam()
+    embedding = LiteMedSamModel(network, "meta").embed(torch.zeros(1, 1, 256, 256))
+    assert embedding.coarse.shape == (1, 256, 64, 64)
+    assert embedding.detail.shape == (1, 128, 128, 128)
+    assert embedding.coarse.device.type == "meta"
+
+
+@pytest.mark.parametrize("damage", ["absent", "broken", "unwritable"])
+def test_a_graph_that_cannot_be_kept_or_read_costs_no_result(tmp_path, damage):
+    pytest.importorskip("openvino")
+    from MedZeroSegLib.mask_decoder import encoder_graph
+
+    class Doubling(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.factor = torch.nn.Parameter(torch.tensor(2.0))
+
+        def forward(self, pictures: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            return pictures[:, :, ::64, ::64] * self.factor, pictures[:, :1, ::32, ::32] + 1
+
+    network = Doubling()
+    file = tmp_path / f"encoder-{encoder_graph._weights_digest(network)}.xml"
+    folder = tmp_path
+    if damage == "broken":
+        file.write_text("<net")
+        file.with_suffix(".bin").write_bytes(b"")
+    if damage == "unwritable":
+        folder = tmp_path / "file"
+        folder.write_text("not a folder")
+    pictures = torch.rand(3, 3, 256, 256, generator=torch.Generator().manual_seed(0))
+    for _ in range(2):  # the second time from the stored graph, where there is one
+        coarse, detail = encoder_graph.encoder_for(network, torch.device("cpu"), folder)(pictures)
+        assert torch.allclose(coarse, network(pictures)[0], atol=1e-5)
+        assert torch.allclose(detail, network(pictures)[1], atol=1e-5)
+    assert file.is_file() == (damage != "unwritable")
+
+
+def test_the_graph_of_other_weights_is_another_file(tmp_path):
+    from MedZeroSegLib.mask_decoder.encoder_graph import _weights_digest
+
+    one, other = torch.nn.Linear(2, 2), torch.nn.Linear(2, 2)
+    assert _weights_digest(one) == _weights_digest(one) != _weights_digest(other)
+
+
+def test_published_keys_become_the_networks_keys():
+    from MedZeroSegLib.mask_decoder.lite_medsam import rename_published_keys
+
+    published = {
+        "image_encoder.patch_embed.seq.0.c.weight": "image_encoder.trunk.patch_embed.conv1.conv.weight",
+        "image_encoder.patch_embed.seq.2.bn.running_mean": "image_encoder.trunk.patch_embed.conv2.bn.running_mean",
+        "image_encoder.layers.0.blocks.1.conv2.c.weight": "image_encoder.trunk.stages.0.blocks.1.conv2.conv.weight",
+        "image_encoder.layers.0.downsample.conv3.bn.bias": "image_encoder.trunk.stages.1.downsample.conv3.bn.bias",
+        "image_encoder.layers.1.blocks.0.attn.qkv.bias": "image_encoder.trunk.stages.1.blocks.0.attn.qkv.bias",
+        "image_encoder.layers.2.downsample.conv2.c.weight": "image_encoder.trunk.stages.3.downsample.conv2.conv.weight",
+        "image_encoder.layers.3.blocks.1.local_conv.c.weight": (
+            "image_encoder.trunk.stages.3.blocks.1.local_conv.conv.weight"
+        ),
+        "image_encoder.neck.0.weight": "image_encoder.neck.0.weight",
+        "prompt_encoder.mask_downscaling.3.weight": "prompt_encoder.mask_downscaling.3.weight",
+        "mask_decoder.transformer.layers.1.mlp.lin1.bias": "mask_decoder.transformer.layers.1.mlp.lin1.bias",
+    }
+    renamed = rename_published_keys({key: torch.tensor(float(n)) for n, key in enumerate(published)})
+    assert list(renamed) == list(published.values())
+    assert [value.item() for value in renamed.values()] == list(range(len(published)))
+    with torch.device("meta"):
+        network = LiteMedSam()
+    assert set(renamed) <= set(network.state_dict())
