@@ -73,7 +73,8 @@ class StandIn:
         return Segmentation(
             volume=volume, segments=tuple(segments), preset="stand-in",
             weights=({"name": "head", "file": "head.safetensors", "sha256": self.weights_hash, "licence": "-"},),
-            device="cpu", seconds={}, settings={"trained_sources": ["btcv_abdomen_ct"], "choice": (self.threshold,)}, version="0",
+            device="cpu", seconds={}, version="0",
+            settings={"trained_sources": ["btcv_abdomen_ct"], "choice": (self.threshold,)},
         )  # fmt: skip
 
     def naive(self, volume: Volume, names: Sequence[str]) -> dict[str, np.ndarray]:
