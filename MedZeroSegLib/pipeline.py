@@ -6,7 +6,8 @@ import time
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,15 @@ import numpy as np
 import torch
 
 from MedZeroSegLib import __version__
-from MedZeroSegLib.assembly import fill_holes, keep_parts, leftness, midline_of, restore_mask, take_side
+from MedZeroSegLib.assembly import (
+    fill_holes,
+    keep_parts,
+    leftness,
+    midline_of,
+    restore_mask,
+    sides_visible,
+    take_side,
+)
 from MedZeroSegLib.embeddings import EncodedVolume, Progress, encode_volume
 from MedZeroSegLib.mask_decoder.lite_medsam import IMAGE_SIZE
 from MedZeroSegLib.presets import Engine, load_engine
@@ -163,7 +172,7 @@ def ask(encoded: EncodedVolume, concepts: Sequence[Concept], engine: Engine) -> 
         for name in (concept.name, *concept.rivals):
             if name not in rows:
                 rows[name] = len(rows)
-                words = wordings(known[name]) if name in known else concept.wordings
+                words = wordings(known[name]) if name in known else (name,)
                 texts.append(engine.text_image.encode_text(words))
     matrix = torch.stack(texts)
     competitions = [Competition(rows[c.name], tuple(rows[rival] for rival in c.rivals)) for c in concepts]
@@ -199,7 +208,7 @@ def _whole(encoded: EncodedVolume, concept: Concept, saliency: Saliency, engine:
     empty = np.zeros(encoded.body_mask.shape, bool)
     if saliency.score < needed:
         return _Whole(encoded, empty, saliency.score, False, None)
-    distance = encoded.frame.spacing[0] * float(np.diff(encoded.keys.indices).min(initial=encoded.keys.count))
+    distance = encoded.frame.spacing[0] * encoded.keys.step
     smoothed = Saliency(smooth_across(saliency.share, distance, preset.smooth_mm), saliency.rival, saliency.evidence)
     present = saliency.evidence >= preset.slice_min
     decodable = present & (not concept.ring)
@@ -212,7 +221,9 @@ def _whole(encoded: EncodedVolume, concept: Concept, saliency: Saliency, engine:
 def _segment(volume: Volume, query: Query, concept: Concept, wholes: dict[str, _Whole], engine: Engine) -> Segment:
     whole = wholes[concept.name]
     mask, warnings = whole.mask, list(query.warnings)
-    if query.side and whole.found:
+    if query.side and whole.found and not sides_visible(whole.encoded.frame, len(mask)):
+        warnings.append(f"A single sagittal slice doesn't tell left from right: {concept.name} is shown whole.")
+    elif query.side and whole.found:
         position = leftness(volume, whole.encoded.frame)
         midline = midline_of(whole.encoded.body_mask, position, mask)
         mask = take_side(mask, position, midline, query.side)
@@ -260,19 +271,17 @@ def _provenance(query: Query, concept: Concept, whole: _Whole, engine: Engine) -
 
 def _warn_of_twins(segments: list[Segment]) -> list[Segment]:
     """Different names whose masks are nearly the same: one of them is likely wrong."""
-    from dataclasses import replace
-
     warned = list(segments)
-    for a, first in enumerate(segments):
-        for b in range(a + 1, len(segments)):
-            second = segments[b]
-            if first.name == second.name or not (first.found and second.found):
-                continue
-            total = np.count_nonzero(first.mask) + np.count_nonzero(second.mask)
-            if 2 * np.count_nonzero(first.mask & second.mask) > SAME_MASK_DICE * total:
-                sentence = f"{first.name} and {second.name} have nearly the same mask; one of them is likely wrong."
-                for n in (a, b):
-                    warned[n] = replace(warned[n], warnings=(*warned[n].warnings, sentence))
+    sizes = [np.count_nonzero(segment.mask) for segment in segments]
+    for a, b in combinations(range(len(segments)), 2):
+        first, second = segments[a], segments[b]
+        enough = SAME_MASK_DICE * (sizes[a] + sizes[b])
+        if first.name == second.name or 2 * min(sizes[a], sizes[b]) <= enough:  # sizes alone settle most pairs
+            continue
+        if 2 * np.count_nonzero(first.mask & second.mask) > enough:
+            sentence = f"{first.name} and {second.name} have nearly the same mask; one of them is likely wrong."
+            for n in (a, b):
+                warned[n] = replace(warned[n], warnings=(*warned[n].warnings, sentence))
     return warned
 
 
@@ -280,7 +289,7 @@ def encode(
     volume: Volume, window: tuple[float, float] | None, engine: Engine, progress: Progress | None
 ) -> EncodedVolume:
     """Encoded volume from the cache of the last ones, or made now."""
-    key = (volume.fingerprint, volume.modality, window, engine.preset.name, engine.device)
+    key = (volume.fingerprint, volume.modality, volume.dimension, window, engine.preset.name, engine.device)
     if key not in _encoded:
         _encoded[key] = encode_volume(volume, window, _Embedder(engine), engine.text_image, IMAGE_SIZE, progress)
         while len(_encoded) > KEPT_VOLUMES:

@@ -14,8 +14,8 @@ from MedZeroSegLib.mask_decoder.lite_medsam import Embedding
 from MedZeroSegLib.presets import Engine, Preset
 from MedZeroSegLib.text_image.lite import HeadCard
 
-CELLS = 128  # a side of the maps, as in the real head
-CANVAS = 256  # pixels, as in the real decoder
+CANVAS = 128  # pixels a side, half of the real decoder's
+CELLS = 64  # a side of the maps
 BAND = 0.08  # half the width of the brightness band that a text means, of the range 0..1
 STEEPNESS = 120.0  # logits per brightness
 
@@ -75,10 +75,13 @@ class BrightnessModel:
         return STEEPNESS * (BAND - (pixels.float() - texts[None, :, :1, None]).abs())
 
 
-def analytic_engine(brightness: dict[str, float], trained: Sequence[str] | None = None, **settings: float) -> Engine:
-    """An engine for the names of ``brightness``; ``trained`` ones (default all) compete among themselves."""
-    names = tuple(brightness if trained is None else trained)
-    competitors = {name: tuple(other for other in names if other != name) for name in names}
+def analytic_engine(
+    brightness: dict[str, float], competitors: dict[str, tuple[str, ...]] | None = None, **settings: float
+) -> Engine:
+    """An engine for the names of ``brightness``, which is trained on the keys of ``competitors``: by default on all
+    names, each against all others."""
+    if competitors is None:
+        competitors = {name: tuple(other for other in brightness if other != name) for name in brightness}
     return Engine(
         Preset("analytic", "none", "none", **settings),
         BrightnessModel(brightness, competitors),  # type: ignore[arg-type]
