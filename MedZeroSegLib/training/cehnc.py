@@ -6,6 +6,7 @@ Zhang, Huang, Li, "MedZeroSeg", PLOS ONE 21(3):e0344978, 2026, equations 1-5. ``
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -71,10 +72,11 @@ def cehnc(
     ValueError
         For M = 1 without the positive in the denominator: there is nothing to contrast.
     """
-    cosine = images.float() @ texts.float().T if images.dtype != torch.float64 else images @ texts.T
-    return _direction(cosine, lambdas[0], settings, context) + _direction(
-        cosine.T, lambdas[1], settings, None if context is None else context.T
-    )
+    with torch.autocast(images.device.type, enabled=False):
+        cosine = images.float() @ texts.float().T if images.dtype != torch.float64 else images @ texts.T
+        return _direction(cosine, lambdas[0], settings, context) + _direction(
+            cosine.T, lambdas[1], settings, None if context is None else context.T
+        )
 
 
 def _direction(cosine: Tensor, hardness: float, settings: CehncSettings, context: Tensor | None) -> Tensor:
@@ -106,7 +108,7 @@ def _normalised(log_weight: Tensor, context: Tensor | None, diagonal: Tensor) ->
         logits = logits.masked_fill(diagonal, -torch.inf)
         if len(logits) == 1:
             return logits
-        return torch.log_softmax(logits, 1) + torch.log(torch.tensor(float(len(logits) - 1)))
+        return torch.log_softmax(logits, 1) + math.log(len(logits) - 1)
 
 
 def context_weights(text_vectors: Tensor, same_context: Tensor) -> Tensor:

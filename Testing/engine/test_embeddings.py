@@ -155,7 +155,7 @@ def test_key_slices_hold_body_begin_and_end_with_it_and_lie_close_enough(filled,
         return
     assert keys.indices[0] == with_body[0] and keys.indices[-1] == with_body[-1]
     if len(with_body) == with_body[-1] - with_body[0] + 1 and len(keys.indices) > 1:  # no gap in the body
-        distance = min(5.0, 50 * pixel / 80)
+        distance = min(embeddings.KEY_DISTANCE_MM, 50 * pixel * embeddings.FIELD_SHARE)
         assert np.diff(keys.indices).max() * thickness <= max(thickness, 1.5 * distance)
 
 
