@@ -19,6 +19,8 @@ from MedZeroSegLib.saliency import FOUND_SHARE_MIN, Saliency
 
 Decode = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 PROMPTS_A_CALL = 8
+RIVAL_SHARE_MIN = 0.3  # a rival weaker than this claims nothing
+BELOW_FOUND = np.float16(0.49)
 
 
 @dataclass(frozen=True)
@@ -89,7 +91,18 @@ def refine(
             if _believed(candidate, own.astype(np.float32), part, choice):
                 decoded += 1
                 _fuse(own, candidate, part, others, choice.decoder_share)
+    _leave_to_rivals(probability, saliency, present)
     return Refined(probability, decoded, len(prompts))
+
+
+def _leave_to_rivals(probability: np.ndarray, saliency: Saliency, present: np.ndarray) -> None:
+    """Keep exclusive structures apart: what the decoder adds where a rival's share is larger is taken back, in place."""
+    for index in np.flatnonzero(present):
+        lost = saliency.rival[index] > np.maximum(saliency.share[index], RIVAL_SHARE_MIN)
+        if lost.any():
+            times = probability.shape[-1] // lost.shape[-1]
+            where = lost.repeat(times, 0).repeat(times, 1)
+            probability[index][where] = np.minimum(probability[index][where], BELOW_FOUND)
 
 
 def _decode(

@@ -159,10 +159,11 @@ class LiteTrainer:
             coarse.contiguous(memory_format=torch.channels_last), detail.contiguous(memory_format=torch.channels_last)
         )
         losses, regions = [], []
+        by_picture = pixels.unbind()  # indexing would fill a whole batch of zeros for each picture's gradient
         for n, picture in enumerate(chosen):
             label_map = picture.label_maps[self.rng.integers(len(picture.label_maps))]
             targets = targets_of(picture, label_map, self.store.labels[label_map.row], self.table, self.rng)
-            dense, found = self._dense_loss(pixels[n], targets)
+            dense, found = self._dense_loss(by_picture[n], targets)
             losses.append(dense)
             regions += [(n, *region) for region in found]
         dense_loss = torch.stack(losses).mean()

@@ -30,7 +30,18 @@ FORBIDDEN = {
     "pipeline": ("editing", "worker", "cohort", "cli", "evaluation", "training"),
     "presets": ("pipeline", "editing", "worker", "cohort", "cli", "evaluation", "training"),
 }
-WITH_TORCH = ("canvas", "text_image", "mask_decoder", "training")
+WITH_TORCH = (
+    "canvas",
+    "text_image",
+    "mask_decoder",
+    "training",
+    "saliency",
+    "embeddings",
+    "propagation",
+    "assembly",
+    "pipeline",
+    "evaluation.baseline",
+)
 LIGHT = ("", ".queries", ".vocabulary", ".protocol", ".volume_io", ".writers")
 HEAVY = ("torch", "torchvision", "timm", "transformers", "open_clip", "matplotlib", "slicer", "qt", "ctk", "vtk")
 
