@@ -6,6 +6,7 @@ and what those labels mean are stored side by side, so that training reads no im
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Iterator, Sequence
@@ -20,6 +21,7 @@ from scipy import ndimage
 from torch import Tensor
 
 from MedZeroSegLib.canvas import fit_canvas
+from MedZeroSegLib.device import SLAB_SLICES
 from MedZeroSegLib.evaluation.manifest import Case, annotated_names, annotation_scheme
 from MedZeroSegLib.intensity import SOFT_TISSUE_WINDOW, in_hounsfield_units, percentile_range, picture, tissue_range
 from MedZeroSegLib.mask_decoder.lite_medsam import (
@@ -75,9 +77,13 @@ class PictureStore:
 
 
 def encode_pictures(cases: Sequence[Case], model: LiteMedSamModel, folder: Path, seed: int) -> PictureStore:
-    """Sample, vary and encode the cases' slices into ``folder``; goes on where an interrupted run stopped."""
+    """Sample, vary and encode the cases' slices into ``folder``; goes on where an interrupted run stopped.
+
+    A folder that was begun with other cases or another seed is begun anew.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     plan = _plan(cases)
+    _forget_other_plan(folder, _digest(plan, seed))
     total = sum(len(item.slices) * item.copies for item in plan)
     maps = sum(len(item.slices) * item.copies * len(item.cases) for item in plan)
     coarse = _array(folder / "coarse.npy", np.float16, (total, EMBEDDING_CHANNELS, EMBEDDING_SIZE, EMBEDDING_SIZE))
@@ -92,8 +98,10 @@ def encode_pictures(cases: Sequence[Case], model: LiteMedSamModel, folder: Path,
         if position >= done:
             shown, marks = _render(item, np.random.default_rng((seed, position)))
             rows = slice(len(pictures), len(pictures) + len(made))
-            embedding = model.embed(shown)
-            coarse[rows], detail[rows] = embedding.coarse.half().cpu().numpy(), embedding.detail.half().cpu().numpy()
+            for piece in _pieces(rows, SLAB_SLICES):
+                embedding = model.embed(shown[piece.start - rows.start : piece.stop - rows.start])
+                coarse[piece] = embedding.coarse.half().cpu().numpy()
+                detail[piece] = embedding.detail.half().cpu().numpy()
             labels[map_row : map_row + len(marks)] = marks
             _write_text(journal, str(position + 1))
         map_row += len(made) * len(item.cases)
@@ -125,6 +133,20 @@ def _plan(cases: Sequence[Case]) -> list[_Item]:
         copies = int(np.clip(np.ceil(wanted / sum(map(len, slices.values()))), 1, COPIES_MAX))
         plan += [_Item(tuple(masks), slices[image], copies) for image, masks in images.items()]
     return sorted(plan, key=lambda item: not item.cases[0].any_use)
+
+
+def _digest(plan: Sequence[_Item], seed: int) -> str:
+    """Names what a store holds: the same cases, slices, copies and seed give the same pictures."""
+    items = [[[c.case_id, c.image.name, c.mask.name] for c in p.cases] + [list(p.slices), p.copies] for p in plan]
+    return hashlib.sha256(json.dumps([seed, items], default=int).encode()).hexdigest()
+
+
+def _forget_other_plan(folder: Path, digest: str) -> None:
+    """Start the journal anew where the folder was begun with another plan."""
+    file = folder / "plan.txt"
+    if file.is_file() and file.read_text(encoding="utf-8") != digest:
+        (folder / "done.txt").unlink(missing_ok=True)
+    _write_text(file, digest)
 
 
 def _labelled_slices(masks: Sequence[Case], wanted: float) -> tuple[int, ...]:
@@ -247,15 +269,23 @@ def _sample_picture(placed: Tensor, matrix: Tensor) -> Tensor:
 
 
 def _sample_labels(placed: np.ndarray, matrix: Tensor) -> np.ndarray:
-    grid = F.affine_grid(matrix, [1, 1, IMAGE_SIZE, IMAGE_SIZE], align_corners=False).expand(len(placed), -1, -1, -1)
+    """Nearest labels [m, 512, 512] → [m, 256, 256].
+
+    A pixel's centre lies between two pixels of the finer canvas; which one is taken alternates from row to row and
+    column to column, so that outlines aren't moved to one side.
+    """
+    grid = F.affine_grid(matrix, [1, 1, IMAGE_SIZE, IMAGE_SIZE], align_corners=False)
+    side = (torch.arange(IMAGE_SIZE) % 2 - 0.5) / IMAGE_SIZE  # a quarter of a pixel, in the grid's units
+    grid = grid + torch.stack(torch.broadcast_tensors(side[:, None], side[None, :]), -1)
+    grid = grid.expand(len(placed), -1, -1, -1)
     values = torch.from_numpy(placed)[:, None].float()
     return F.grid_sample(values, grid, mode="nearest", align_corners=False)[:, 0].byte().numpy()
 
 
-def batches_of(indices: np.ndarray, size: int) -> Iterator[np.ndarray]:
-    """Consecutive pieces of ``indices``."""
-    for start in range(0, len(indices), size):
-        yield indices[start : start + size]
+def _pieces(rows: slice, size: int) -> Iterator[slice]:
+    """Consecutive pieces of ``rows``, of at most ``size``."""
+    for start in range(rows.start, rows.stop, size):
+        yield slice(start, min(start + size, rows.stop))
 
 
 def _array(file: Path, kind: type, shape: tuple[int, ...]) -> np.ndarray:
@@ -263,6 +293,8 @@ def _array(file: Path, kind: type, shape: tuple[int, ...]) -> np.ndarray:
         stored = np.load(file, mmap_mode="r+")
         if stored.shape == shape:
             return stored
+        del stored
+        (file.parent / "done.txt").unlink(missing_ok=True)  # what was done is not in the new array
     return np.lib.format.open_memmap(file, mode="w+", dtype=kind, shape=shape)
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from MedZeroSegLib.evaluation.manifest import complete_wholes
 from MedZeroSegLib.queries import resolve
 from MedZeroSegLib.training.pictures import LabelMap, Picture, PictureStore
-from MedZeroSegLib.vocabulary import vocabulary
+from MedZeroSegLib.vocabulary import REGIONS, vocabulary
 
 TARGET_SIZE = 128  # cells a side, the head's own resolution
 COMPETING_MAX = 14  # queries of one picture that compete for its pixels
@@ -138,6 +138,8 @@ def _far_concepts(picture: Picture, label_map: LabelMap, table: ConceptTable, rn
     known = vocabulary()
     marked = table.by_scheme[label_map.scheme]
     near = {region for name in marked if name in known for region in _regions_in_view(known[name].region)}
+    if not near:  # nothing tells what the picture shows
+        return []
     far = [name for name in table.all if name in known and known[name].region not in near and name not in marked]
     return _choose(far, FAR_QUERIES, rng)
 
@@ -145,15 +147,16 @@ def _far_concepts(picture: Picture, label_map: LabelMap, table: ConceptTable, rn
 def _regions_in_view(region: str) -> tuple[str, ...]:
     """Regions that a picture of ``region`` may also show."""
     return {
-        "chest": ("chest", "heart", "abdomen", "spine", "breast", "whole"),
-        "heart": ("heart", "chest", "abdomen", "whole"),
+        "chest": ("chest", "heart", "abdomen", "spine", "breast", "neck", "limb", "whole"),
+        "heart": ("heart", "chest", "abdomen", "spine", "breast", "whole"),
         "abdomen": ("abdomen", "chest", "heart", "pelvis", "spine", "whole"),
         "pelvis": ("pelvis", "abdomen", "limb", "spine", "whole"),
         "spine": ("spine", "abdomen", "pelvis", "chest", "neck", "whole"),
         "limb": ("limb", "pelvis", "whole"),
-        "head": ("head", "neck", "whole"),
+        "head": ("head", "neck", "spine", "whole"),
         "neck": ("neck", "head", "spine", "chest", "whole"),
         "breast": ("breast", "whole"),
+        "whole": REGIONS,
     }.get(region, (region, "whole"))
 
 
