@@ -205,3 +205,27 @@ def test_a_parts_decoding_leaves_the_other_parts_alone():
     assert np.array_equal(refined.probability[0][inside_small], own[inside_small])
     inside_large = placed[0].numpy() > 0.9
     assert (refined.probability[0][inside_large] != own[inside_large]).any()
+
+
+def test_what_a_rival_holds_is_not_taken_by_the_decoder():
+    """The decoder's ellipse reaches into a neighbour that won those cells."""
+    saliency = saliency_of_masks(TRUTH[6:7])
+    neighbour = np.zeros_like(saliency.share)
+    neighbour[0, :, 34:] = 0.9
+    contested = (neighbour[0] > saliency.share[0]).repeat(2, 0).repeat(2, 1)
+    decode, choice = box_decoder(), Choice(decoder_share=1.0)
+    free = run(saliency, decode, choice).probability[0]
+    fenced = run(Saliency(saliency.share, neighbour, saliency.evidence), decode, choice).probability[0]
+    assert (free[contested] >= FOUND_SHARE_MIN).any()
+    assert (fenced[contested] < FOUND_SHARE_MIN).all()
+    assert np.array_equal(fenced[~contested], free[~contested])
+
+
+def test_a_weak_rival_takes_nothing():
+    saliency = saliency_of_masks(TRUTH[6:7])
+    weak = np.full_like(saliency.share, 0.2)
+    plain = run(saliency, box_decoder(), Choice(decoder_share=1.0)).probability
+    beside = run(
+        Saliency(saliency.share, weak, saliency.evidence), box_decoder(), Choice(decoder_share=1.0)
+    ).probability
+    assert np.array_equal(plain, beside)
