@@ -207,9 +207,10 @@ def test_slices_between_two_key_slices_are_filled_and_those_beyond_are_empty():
 
 
 def test_towards_a_key_slice_without_the_structure_it_ends_half_way():
-    for present in ([True, False], [True, True]):
-        mask = restored([square(), square(0.0)], present, [0, 5], 6)
-        assert mask.any(axis=(1, 2)).tolist() == [True, True, True, False, False, False]
+    ends = [True, True, True, False, False, False]
+    assert restored([square(), square(0.0)], [True, True], [0, 5], 6).any(axis=(1, 2)).tolist() == ends
+    assert restored([square(), square()], [True, False], [0, 5], 6).any(axis=(1, 2)).tolist() == ends
+    assert restored([square(), square()], [False, True], [0, 5], 6).any(axis=(1, 2)).tolist() == ends[::-1]
 
 
 def test_a_slice_in_which_the_structure_is_not_present_is_empty_whatever_its_shares():

@@ -294,7 +294,7 @@ def test_only_the_last_volumes_are_kept(load):
 
 
 def test_a_picture_and_a_slice_with_the_same_voxels_are_not_confused(load):
-    load(analytic_engine({"lung": 0.25}))
+    engine = load(analytic_engine({"lung": 0.25}))
     picture, left, _ = chest_picture(np.diag([-1.0, 1.0, 1.0, 1.0]))
     slab = Volume(picture.voxels, picture.ijk_to_lps, "X-ray", dimension=3)
     assert picture.fingerprint == slab.fingerprint
@@ -302,6 +302,7 @@ def test_a_picture_and_a_slice_with_the_same_voxels_are_not_confused(load):
     as_slab = run(slab, "left lung")["left lung"].mask[0]  # here columns run to the patient's right
     assert dice(as_picture, left) >= 0.9
     assert not (as_slab & as_picture).any() and as_slab.any()
+    assert engine.decoder.pictures_embedded == 2  # each in its own orientation
 
 
 def test_lungs_in_ct_are_looked_at_in_their_own_window(load):
