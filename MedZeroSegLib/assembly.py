@@ -119,8 +119,11 @@ def leftness(volume: Volume, frame: SliceFrame) -> np.ndarray:
     if volume.dimension == 2 and frame.plane == "picture":
         return np.arange(volume.shape[2], dtype=np.float64)[None, None, :]
     along_i, along_j, along_k = volume.ijk_to_lps[0, :3]
-    steps = (along_k, along_j, along_i)  # an axis along which x stays the same is kept at length 1, to spare memory
-    k, j, i = (np.arange(n if step else 1, dtype=np.float64) for n, step in zip(volume.shape, steps, strict=True))
+    # An axis along which x stays the same, to a thousandth of a mm, is kept at length 1, to spare memory.
+    lengths = [
+        n if abs(step) * n > 1e-3 else 1 for n, step in zip(volume.shape, (along_k, along_j, along_i), strict=True)
+    ]
+    k, j, i = (np.arange(n, dtype=np.float64) for n in lengths)
     x = along_k * k[:, None, None] + along_j * j[None, :, None] + along_i * i[None, None, :] + volume.ijk_to_lps[0, 3]
     return frame.forward(x)
 

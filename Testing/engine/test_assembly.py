@@ -176,8 +176,9 @@ def test_leftness_is_the_lps_x_of_each_voxel(storage, axis, degrees):
 
 
 def test_leftness_of_an_upright_volume_takes_no_memory():
-    volume = Volume(np.zeros((30, 40, 50), np.int16), phantoms.lps_matrix(), "CT")
-    assert leftness(volume, slice_frame(volume)).size == 50
+    for rotation in (None, phantoms.rotation_about((0, 0, 1), 180)):  # the second has cosines of 1e-16
+        volume = Volume(np.zeros((30, 40, 50), np.int16), phantoms.lps_matrix(rotation=rotation), "CT")
+        assert leftness(volume, slice_frame(volume)).size == 50
 
 
 @pytest.mark.parametrize(
