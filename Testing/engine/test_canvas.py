@@ -127,7 +127,7 @@ def test_labels_lie_where_the_picture_lies(shape, spacing, corner):
     assert set(np.unique(placed)) <= {0, 7}
     picture = canvas.place((labels > 0).astype(np.uint8) * 255)[0, 0].numpy()
     offset = np.abs(centroid(placed[0] > 0) - centroid(picture))
-    assert np.all(offset <= 0.5)
+    assert np.all(offset <= 0.75)  # half a pixel of rounding, and the soft edge of the picture
     assert not placed[:, canvas.rows :].any()
     assert not placed[:, :, canvas.columns :].any()
 
