@@ -142,8 +142,8 @@ def evaluate_manifest(
 @train_app.command("lite")
 def train_lite(
     manifest: Annotated[Path, typer.Option(help="manifest.csv; its train split is used.")],
-    output: Annotated[Path, typer.Option(help="Folder for the stored embeddings, the checkpoint and the head.")],
-    steps: Annotated[int, typer.Option(help="Optimiser steps.")] = 1600,
+    output: Annotated[Path, typer.Option(help="Folder for embeddings, checkpoint and head.")] = Path("runs/lite"),
+    steps: Annotated[int, typer.Option(help="Optimiser steps.")] = 1300,
     all_licences: Annotated[
         bool,
         typer.Option("--all-licences", help="Also sources for non-commercial use; the head is then bound to that."),

@@ -43,7 +43,7 @@ REGION_CELLS_MIN = 4.0  # cells of the 128 × 128 grid; smaller regions have no 
 class LiteTraining:
     """Settings of one run; stored with the weights."""
 
-    steps: int = 1600
+    steps: int = 1300
     batch: int = 8
     learning_rate: float = 2e-3
     warm_up: int = 60
