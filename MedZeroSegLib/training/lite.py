@@ -136,7 +136,7 @@ class LiteTrainer:
         """The averaged weights in float16 with what the engine must know of them, written atomically."""
         card = {
             "concepts": self.table.all,
-            "competitors": self.table.competitors(),
+            "competitors": self.table.competitors,
             "training": asdict(self.settings),
             "sources": dict(Counter(p.source for p in self.pictures)),
             "patients": len({(p.source, p.patient_id) for p in self.pictures}),
@@ -189,17 +189,19 @@ class LiteTrainer:
 
     def _dense_loss(self, pixels: Tensor, targets: Targets) -> tuple[Tensor, list[tuple[str, Tensor, Tensor]]]:
         """Loss of one picture, and its regions as (concept, mean pixel vector, text vector of the tower)."""
-        names = targets.competing + targets.single
+        names = targets.competing + targets.single + targets.unmarked
         tower_vectors = torch.stack([self._text_of(name) for name in names])
         logits = self.head.score(pixels[None], self.head.encode_text(tower_vectors))[0]
-        count = len(targets.competing)
+        count, end = len(targets.competing), len(targets.competing) + len(targets.single)
         masks = targets.competing_masks
         background = (1 - masks.sum(0, keepdim=True)).clamp_min(0)
-        log_shares = torch.log_softmax(torch.cat((torch.zeros_like(background), logits[:count])), 0)
+        # What the picture doesn't mark may lie in its background, never where something else is marked.
+        elsewhere = torch.cat((torch.zeros_like(background), logits[end:])).logsumexp(0, keepdim=True)
+        log_shares = torch.log_softmax(torch.cat((elsewhere, logits[:count])), 0)
         cross_entropy = -(torch.cat((background, masks)) * log_shares).sum(0).mean()
         loss = cross_entropy + self.settings.dice_weight * _dice_loss(log_shares[1:].exp(), masks)
         if targets.single:
-            single = logits[count:]
+            single = logits[count:end]
             entropy = F.binary_cross_entropy_with_logits(single, targets.single_masks)
             loss = loss + self.settings.single_weight * (
                 entropy * len(targets.single) ** 0.5 + _dice_loss(single.sigmoid(), targets.single_masks)

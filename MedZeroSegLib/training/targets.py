@@ -7,6 +7,7 @@ geometry after the head, except in the heart, where they are structures of their
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -20,6 +21,7 @@ from MedZeroSegLib.vocabulary import REGIONS, vocabulary
 
 TARGET_SIZE = 128  # cells a side, the head's own resolution
 COMPETING_MAX = 14  # queries of one picture that compete for its pixels
+UNMARKED_RIVALS = 4  # rivals of present structures that the scheme doesn't mark
 FAR_QUERIES = 4  # concepts of other body regions asked of each picture
 
 
@@ -27,12 +29,14 @@ FAR_QUERIES = 4  # concepts of other body regions asked of each picture
 class Targets:
     """Queries of one picture.
 
-    ``competing`` names exclude one another and have soft masks [k, 128, 128]; ``single`` names are judged alone
-    (wholes of competing parts, and far concepts, whose masks are empty).
+    ``competing`` names exclude one another and have soft masks [k, 128, 128]; ``unmarked`` names exclude them too but
+    aren't marked in this picture, so they may be anywhere in its background; ``single`` names are judged alone (wholes
+    of competing parts, and far concepts, whose masks are empty).
     """
 
     competing: tuple[str, ...]
     competing_masks: Tensor
+    unmarked: tuple[str, ...]
     single: tuple[str, ...]
     single_masks: Tensor
 
@@ -64,6 +68,7 @@ class ConceptTable:
         """The sideless vocabulary name of a manifest name."""
         return self._concept[name]
 
+    @cached_property
     def competitors(self) -> dict[str, list[str]]:
         """For each concept, those that exclude it and were marked in the same pictures."""
         rivals: dict[str, set[str]] = {concept: set() for concept in self.all}
@@ -105,12 +110,15 @@ def targets_of(
     absent = [name for name in marked if name not in masks]
     competing = _choose(present, COMPETING_MAX - 3, rng) + _choose(absent, 3, rng)
     wholes = [whole for whole in table.wholes[scheme]]
+    unmarked = {rival for name in present for rival in table.competitors[name]} - set(marked)
+    unmarked = {rival for rival in unmarked if not any(related(rival, name) for name in present)}
     whole_masks = [_union([masks[p] for p in table.parts_of(scheme, whole) if p in masks]) for whole in wholes]
     far = _far_concepts(picture, label_map, table, rng)
     empty = torch.zeros(TARGET_SIZE, TARGET_SIZE)
     return Targets(
         tuple(competing),
         torch.stack([masks.get(name, empty) for name in competing]),
+        tuple(_choose(sorted(unmarked), UNMARKED_RIVALS, rng)),
         tuple(wholes + far),
         torch.stack(whole_masks + [empty] * len(far)) if wholes or far else torch.zeros(0, TARGET_SIZE, TARGET_SIZE),
     )
