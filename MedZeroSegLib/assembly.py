@@ -51,7 +51,7 @@ def restore_mask(
 ) -> np.ndarray:
     """bool [n, h, w] on all canonical slices from probabilities float16 [keys, size, size].
 
-    Slices between two key slices are interpolated linearly; beyond the first and last key slice there is nothing,
+    Slices between two key slices get the outline between theirs; beyond the first and last key slice there is nothing,
     and a key slice in which the structure isn't present holds nothing.
     """
     mask = np.zeros((keys.count, canvas.height, canvas.width), bool)
@@ -62,26 +62,61 @@ def restore_mask(
         before, after, weight = between
         if not (present[before] or present[after]):
             continue
-        first = probability[before].astype(np.float32) * present[before]
-        blended = first if before == after else (1 - weight) * first + weight * probability[after] * present[after]
-        restored = canvas.restore(torch.from_numpy(np.ascontiguousarray(blended, np.float32))[None, None])
-        mask[index] = restored[0, 0].numpy() >= threshold
+        if before == after:
+            field = probability[before].astype(np.float32) - threshold
+        else:
+            ends = [(probability[row] >= threshold) & present[row] for row in (before, after)]
+            field = _shape_between(ends[0], ends[1], weight)
+        mask[index] = canvas.restore(torch.from_numpy(field)[None, None])[0, 0].numpy() >= 0
     return mask
 
 
+def _shape_between(first: np.ndarray, second: np.ndarray, weight: float) -> np.ndarray:
+    """Shape-based interpolation (Raya and Udupa 1990): signed distances blended, positive inside; float32 [s, s].
+
+    Against an empty slice the outline shrinks by the structure's own radius over the gap, so it ends half way.
+    """
+    if not (first.any() or second.any()):
+        return np.full(first.shape, -1, np.float32)
+    distances = [_signed_distance(mask) if mask.any() else None for mask in (first, second)]
+    radius = max(float(distance.max()) for distance in distances if distance is not None)
+    one, other = (np.full(first.shape, -radius, np.float32) if d is None else d for d in distances)
+    return (1 - weight) * one + weight * other
+
+
+def _signed_distance(mask: np.ndarray) -> np.ndarray:
+    inside, outside = ndimage.distance_transform_edt(mask), ndimage.distance_transform_edt(~mask)
+    return (np.where(mask, inside - 0.5, 0.5 - outside)).astype(np.float32)
+
+
 def keep_parts(mask: np.ndarray, parts: int) -> np.ndarray:
-    """Components of at least ``VOXELS_MIN`` voxels; where ``parts`` > 0, at most that many, the largest."""
-    labels, count = ndimage.label(mask, CONNECTED)
-    if count == 0:
+    """Components of at least ``VOXELS_MIN`` voxels; where ``parts`` > 0, at most that many, the largest.
+
+    In a single slice one part may show as several pieces, so only the smallest are dropped there.
+    """
+    place = _bounding_box(mask)
+    if place is None:
         return mask
+    labels, _ = ndimage.label(mask[place], CONNECTED)
     sizes = np.bincount(labels.ravel())
     sizes[0] = 0
     order = np.argsort(-sizes, kind="stable")
     smallest = max(VOXELS_MIN, PART_SHARE_MIN * sizes[order[0]] if parts else 0)
-    if parts:
+    if parts and len(mask) > 1:
         order = order[:parts]
-    keep = [label for label in order if sizes[label] >= smallest]
-    return np.isin(labels, keep)
+    keep = np.zeros(len(sizes), bool)
+    keep[[label for label in order if sizes[label] >= smallest]] = True
+    kept = np.zeros_like(mask)
+    kept[place] = keep[labels]
+    return kept
+
+
+def _bounding_box(mask: np.ndarray) -> tuple[slice, ...] | None:
+    """The smallest box around the set voxels, None where there are none."""
+    if not mask.any():
+        return None
+    hits = [np.flatnonzero(mask.any(axis=others)) for others in ((1, 2), (0, 2), (0, 1))]
+    return tuple(slice(int(hit[0]), int(hit[-1]) + 1) for hit in hits)
 
 
 def fill_holes(mask: np.ndarray) -> np.ndarray:

@@ -20,7 +20,7 @@ from MedZeroSegLib.volume import Volume
 
 KEY_DISTANCE_MM = 5.0  # between encoded slices, at most; thinner slices in between are interpolated
 FIELD_SHARE = 1 / 25  # of the field of view: key slices of a small crop lie closer together
-IN_MEMORY_SLICES = 256  # more embeddings than these go to a temporary file
+IN_MEMORY_SLICES = 128  # more embeddings than these go to a temporary file
 
 Progress = Callable[[str, float], None]
 

@@ -25,13 +25,14 @@ from MedZeroSegLib.assembly import (
     take_side,
 )
 from MedZeroSegLib.embeddings import EncodedVolume, Progress, encode_volume
+from MedZeroSegLib.intensity import in_hounsfield_units
 from MedZeroSegLib.mask_decoder.lite_medsam import IMAGE_SIZE
 from MedZeroSegLib.presets import Engine, load_engine
 from MedZeroSegLib.propagation import Refined, refine
 from MedZeroSegLib.queries import Query, resolve
 from MedZeroSegLib.saliency import FOUND_SHARE_MIN, Competition, Saliency, saliency_of, smooth_across
 from MedZeroSegLib.segment import Segment, Segmentation
-from MedZeroSegLib.vocabulary import vocabulary, wordings
+from MedZeroSegLib.vocabulary import may_overlap, vocabulary, wordings
 from MedZeroSegLib.volume import Volume
 
 LUNG_LEVEL_MAX = -300.0  # HU; structures whose window lies below are looked at in their own window
@@ -144,8 +145,8 @@ def concept_of(query: Query, engine: Engine, volume: Volume) -> Concept:
     if trained:
         rivals = card.competitors[name]
     else:
-        rivals = tuple(other for other in card.concepts if not _may_overlap(name, other))
-    window = structure.window if structure and volume.modality == "CT" else None
+        rivals = tuple(other for other in card.concepts if not may_overlap(name, other))
+    window = structure.window if structure and volume.modality == "CT" and in_hounsfield_units(volume) else None
     return Concept(
         name=name,
         wordings=wordings(structure) if structure else (query.name,),
@@ -155,12 +156,6 @@ def concept_of(query: Query, engine: Engine, volume: Volume) -> Concept:
         ring=bool(structure and structure.encloses),
         parts=structure.parts * (2 if structure.side == "paired" else 1) if structure else 0,
     )
-
-
-def _may_overlap(name: str, other: str) -> bool:
-    known = vocabulary()
-    parents = known[name].parents if name in known else ()
-    return other in parents or (other in known and name in known[other].parents) or other == name
 
 
 def ask(encoded: EncodedVolume, concepts: Sequence[Concept], engine: Engine) -> list[Saliency]:
@@ -240,7 +235,7 @@ def _segment(volume: Volume, query: Query, concept: Concept, wholes: dict[str, _
         typed=query.typed,
         name=query.name,
         found=found,
-        score=whole.score,
+        score=whole.score if found or not whole.found else 0.0,  # the other side's evidence isn't this side's
         mask=np.ascontiguousarray(whole.encoded.frame.inverse(mask)),
         code=query.code,
         category=query.category,

@@ -96,7 +96,7 @@ def refine(
 
 
 def _leave_to_rivals(probability: np.ndarray, saliency: Saliency, present: np.ndarray) -> None:
-    """Keep exclusive structures apart: what the decoder adds where a rival's share is larger is taken back, in place."""
+    """Keep exclusive structures apart, in place: what the decoder adds where a rival's share is larger is undone."""
     for index in np.flatnonzero(present):
         lost = saliency.rival[index] > np.maximum(saliency.share[index], RIVAL_SHARE_MIN)
         if lost.any():

@@ -15,6 +15,7 @@ Side = Literal["left", "right"]
 
 REGIONS = ("head", "neck", "chest", "heart", "abdomen", "pelvis", "spine", "limb", "breast", "whole")
 
+ANYWHERE = ("finding", "device")  # kinds that may lie in any structure
 KINDS = ("organ", "bone", "muscle", "vessel", "heart", "brain", "dental", "spine", "tissue", "finding", "device")
 
 
@@ -114,6 +115,16 @@ def abbreviations() -> Abbreviations:
         contextual=MappingProxyType(dict(content["contextual"])),
         ambiguous=MappingProxyType({text: tuple(names) for text, names in content["ambiguous"].items()}),
     )
+
+
+def may_overlap(one: str, other: str) -> bool:
+    """Whether two names may share voxels: the same, one containing the other, or a finding or device in a structure."""
+    if one == other:
+        return True
+    first, second = vocabulary().get(one), vocabulary().get(other)
+    if (first is not None and first.kind in ANYWHERE) != (second is not None and second.kind in ANYWHERE):
+        return True
+    return (first is not None and other in first.parents) or (second is not None and one in second.parents)
 
 
 def wordings(structure: Structure) -> tuple[str, ...]:

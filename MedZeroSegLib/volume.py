@@ -78,11 +78,13 @@ class Volume:
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 in hex over type, shape, voxels and matrix; names a cache entry or a report's input."""
+        """SHA-256 in hex over type, shape, voxels, matrix and what is outside; names a cache entry or an input."""
         digest = hashlib.sha256(f"{self.voxels.dtype.str}{self.voxels.shape}".encode())
         for section in self.voxels:  # slab by slab: the voxels needn't be contiguous, and aren't copied whole
             digest.update(np.ascontiguousarray(section).data)
         digest.update(np.ascontiguousarray(self.ijk_to_lps).data)
+        if self.outside is not None:
+            digest.update(np.packbits(self.outside).data)
         return digest.hexdigest()
 
     def ijk_to_world_lps(self, points: np.ndarray) -> np.ndarray:

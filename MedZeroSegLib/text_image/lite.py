@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from MedZeroSegLib.errors import InstallationError
@@ -66,13 +66,14 @@ class LiteTextImage:
 
 def read_head(file: Path) -> tuple[RegionTextHead, HeadCard]:
     """A trained head and its card from a safetensors file; raises InstallationError."""
+    damaged = InstallationError(f"{file} isn't a head of this version; reinstall medzeroseg.")
     try:
         with safe_open(file, framework="pt") as stored:
             card = json.loads((stored.metadata() or {})["medzeroseg"])
             state = {name: stored.get_tensor(name).float() for name in stored.keys()}  # noqa: SIM118 - safe_open isn't a mapping
         head = RegionTextHead()
         head.load_state_dict(state)
-    except (OSError, KeyError, ValueError, RuntimeError) as problem:
-        raise InstallationError(f"{file} isn't a head of this version; reinstall medzeroseg.") from problem
-    competitors = {name: tuple(rivals) for name, rivals in card["competitors"].items()}
-    return head, HeadCard(tuple(card["concepts"]), competitors, dict(card["sources"]))
+        competitors = {name: tuple(rivals) for name, rivals in card["competitors"].items()}
+        return head, HeadCard(tuple(card["concepts"]), competitors, dict(card["sources"]))
+    except (OSError, KeyError, ValueError, RuntimeError, SafetensorError) as problem:
+        raise damaged from problem

@@ -1,4 +1,4 @@
-"""The text tower's vectors of all names in the vocabulary, shipped, so that the tower is loaded for unknown text only."""
+"""The text tower's vectors of all names in the vocabulary, shipped: the tower is loaded for unknown text only."""
 
 from __future__ import annotations
 

@@ -253,7 +253,7 @@ def _vary_intensity(pictures: Tensor, rng: np.random.Generator) -> Tensor:
 
 
 def _random_affine(rng: np.random.Generator, mirrored: bool) -> Tensor:
-    """[1, 2, 3] for affine_grid: rotation up to 20°, scale 0.7-1.4, shift up to 15 % of the side."""
+    """[1, 2, 3] for affine_grid: rotation up to 20°, scale 0.7-1.4, shift up to 10 % of the side."""
     angle = np.deg2rad(rng.uniform(-20, 20))
     scale = np.exp(rng.uniform(np.log(0.72), np.log(1.4)))
     rotation = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]) * scale

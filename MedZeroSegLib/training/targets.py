@@ -17,7 +17,7 @@ from torch import Tensor
 from MedZeroSegLib.evaluation.manifest import complete_wholes
 from MedZeroSegLib.queries import resolve
 from MedZeroSegLib.training.pictures import LabelMap, Picture, PictureStore
-from MedZeroSegLib.vocabulary import REGIONS, vocabulary
+from MedZeroSegLib.vocabulary import REGIONS, may_overlap, vocabulary
 
 TARGET_SIZE = 128  # cells a side, the head's own resolution
 COMPETING_MAX = 14  # queries of one picture that compete for its pixels
@@ -74,7 +74,7 @@ class ConceptTable:
         rivals: dict[str, set[str]] = {concept: set() for concept in self.all}
         for names in self.by_scheme.values():
             for name in names:
-                rivals[name] |= {other for other in names if other != name and not related(name, other)}
+                rivals[name] |= {other for other in names if other != name and not may_overlap(name, other)}
         return {name: sorted(others) for name, others in rivals.items()}
 
     def parts_of(self, scheme: str, whole: str) -> tuple[str, ...]:
@@ -91,14 +91,6 @@ def concept_of(name: str) -> str:
     return query.structure.name if query.structure is not None else query.name
 
 
-def related(one: str, other: str) -> bool:
-    """Whether the two may share voxels: one contains the other."""
-    known = vocabulary()
-    return other in (known[one].parents if one in known else ()) or one in (
-        known[other].parents if other in known else ()
-    )
-
-
 def targets_of(
     picture: Picture, label_map: LabelMap, labels: np.ndarray, table: ConceptTable, rng: np.random.Generator
 ) -> Targets:
@@ -111,7 +103,7 @@ def targets_of(
     competing = _choose(present, COMPETING_MAX - 3, rng) + _choose(absent, 3, rng)
     wholes = [whole for whole in table.wholes[scheme]]
     unmarked = {rival for name in present for rival in table.competitors[name]} - set(marked)
-    unmarked = {rival for rival in unmarked if not any(related(rival, name) for name in present)}
+    unmarked = {rival for rival in unmarked if not any(may_overlap(rival, name) for name in present)}
     whole_masks = [_union([masks[p] for p in table.parts_of(scheme, whole) if p in masks]) for whole in wholes]
     far = _far_concepts(picture, label_map, table, rng)
     empty = torch.zeros(TARGET_SIZE, TARGET_SIZE)

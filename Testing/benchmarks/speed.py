@@ -1,6 +1,6 @@
 """Speed and memory of the `lite` line on a CT, beside the same work written as a plain script, in one process.
 
-Run     .venv/bin/python Testing/benchmarks/speed.py [--slices 100] [--structures "liver; spleen; kidney"] [--image FILE]
+Run     .venv/bin/python Testing/benchmarks/speed.py [--slices 100] [--structures "liver; spleen"] [--image FILE]
 Prints  seconds per stage, peak memory, the cost of a second set of names, and the ratio to the plain reference:
         every slice, every structure, float32 PyTorch, the encoder run anew for each structure, one box prompt.
         The reference is timed on a few slices and scaled to all of them.
