@@ -32,8 +32,13 @@ class Prompt:
     part: np.ndarray
 
 
-def prompts_of(share: np.ndarray, slice_index: int, canvas_size: int, threshold: float) -> list[Prompt]:
-    """Prompts of one slice's shares [s, s]; none where the structure is absent, never a box around everything."""
+def prompts_of(
+    share: np.ndarray, slice_index: int, canvas_size: int, threshold: float, area_max: float = 1.0
+) -> list[Prompt]:
+    """Prompts of one slice's shares [s, s]; none where the structure is absent, never a box around everything.
+
+    Parts smaller than ``AREA_MIN`` cells or larger than ``area_max`` (a share of the canvas) get none.
+    """
     labels, count = ndimage.label(share >= threshold)
     if count == 0:
         return []
@@ -43,7 +48,7 @@ def prompts_of(share: np.ndarray, slice_index: int, canvas_size: int, threshold:
     places = ndimage.find_objects(labels)
     prompts = []
     for label in largest:
-        if areas[label] < AREA_MIN:
+        if not AREA_MIN <= areas[label] <= area_max * share.size:
             continue
         rows, columns = places[label]
         box = _with_margin(

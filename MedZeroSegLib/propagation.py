@@ -35,6 +35,9 @@ class Choice:
         Largest factor by which the decoder's area may differ from the part's, either way.
     stability_min
         Least IoU of the decoder's masks at logits +1 and −1.
+    area_max
+        Largest part that is decoded, as a share of the canvas; the head's cells are fine enough for larger ones, and
+        the decoder cuts lungs where the heart overlaps them.
     decoder_share
         Weight of the decoder in the fused probability of a believed mask, 0..1.
     """
@@ -42,6 +45,7 @@ class Choice:
     agreement_min: float = 0.7
     area_ratio_max: float = 1.6
     stability_min: float = 0.7
+    area_max: float = 0.08
     decoder_share: float = 0.5
 
 
@@ -76,7 +80,9 @@ def refine(
     prompts = [
         prompt
         for index in np.flatnonzero(present)
-        for prompt in prompts_of(saliency.share[index].astype(np.float32), int(index), size, FOUND_SHARE_MIN)
+        for prompt in prompts_of(
+            saliency.share[index].astype(np.float32), int(index), size, FOUND_SHARE_MIN, choice.area_max
+        )
     ]
     probability = _enlarge(saliency.share, size)
     decoded = 0

@@ -46,6 +46,11 @@ class Saliency:
     evidence: np.ndarray
 
     @property
+    def cells(self) -> int:
+        """Most cells of one slice that belong to the structure."""
+        return int((self.share >= FOUND_SHARE_MIN).sum(axis=(1, 2)).max(initial=0))
+
+    @property
     def score(self) -> float:
         """Evidence of the whole volume, 0..1: that of its best slice."""
         return float(self.evidence.max(initial=0.0))
