@@ -283,8 +283,14 @@ def blocks(*sizes: int) -> np.ndarray:
     ],
 )
 def test_as_many_parts_stay_as_a_structure_has_and_no_specks(sizes, parts, kept):
-    mask = keep_parts(blocks(*sizes), parts)
+    one = blocks(*sizes)
+    mask = keep_parts(np.concatenate((one, np.zeros_like(one))), parts)
     assert sorted((int(n) for n in mask.sum(2).ravel() if n), reverse=True) == kept
+
+
+def test_in_a_single_slice_the_pieces_of_one_part_stay():
+    mask = keep_parts(blocks(40, 30, 3), 1)
+    assert sorted((int(n) for n in mask.sum(2).ravel() if n), reverse=True) == [40, 30]
 
 
 def test_voxels_that_touch_at_a_corner_are_one_part():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -73,9 +74,16 @@ def mask_of(probability: np.ndarray, present: np.ndarray) -> np.ndarray:
     return restore_mask(probability, present, keys, CANVAS, FOUND_SHARE_MIN)
 
 
-def run(saliency: Saliency, decode, choice: Choice | None = None, present: np.ndarray | None = None):
+def run(
+    saliency: Saliency,
+    decode,
+    choice: Choice | None = None,
+    present: np.ndarray | None = None,
+    area_max: float = 1.0,
+):
     present = saliency.evidence >= 0.5 if present is None else present
-    return refine(saliency, present, rows_of, decode, SIZE, choice or Choice())
+    chosen = replace(choice or Choice(), area_max=area_max)
+    return refine(saliency, present, rows_of, decode, SIZE, chosen)
 
 
 @pytest.mark.parametrize("margin", [True, False], ids=["ellipse of the box", "ellipse without the box's margin"])
@@ -229,3 +237,12 @@ def test_a_weak_rival_takes_nothing():
         Saliency(saliency.share, weak, saliency.evidence), box_decoder(), Choice(decoder_share=1.0)
     ).probability
     assert np.array_equal(plain, beside)
+
+
+def test_parts_larger_than_the_limit_keep_the_heads_mask():
+    mask = np.zeros((1, CELLS, CELLS), bool)
+    mask[0, 8 : CELLS // 2, 8 : CELLS // 2] = True
+    saliency = saliency_of_masks(mask)
+    share = mask.sum() / mask.size
+    assert run(saliency, box_decoder(), area_max=0.9 * share).kept == 0
+    assert run(saliency, box_decoder(), area_max=1.1 * share).kept == 1
