@@ -240,9 +240,7 @@ def test_a_weak_rival_takes_nothing():
 
 
 def test_parts_larger_than_the_limit_keep_the_heads_mask():
-    mask = np.zeros((1, CELLS, CELLS), bool)
-    mask[0, 8 : CELLS // 2, 8 : CELLS // 2] = True
-    saliency = saliency_of_masks(mask)
-    share = mask.sum() / mask.size
+    saliency = saliency_of_masks(TRUTH[6:7])
+    share = (saliency.share >= FOUND_SHARE_MIN).mean()
     assert run(saliency, box_decoder(), area_max=0.9 * share).kept == 0
     assert run(saliency, box_decoder(), area_max=1.1 * share).kept == 1
