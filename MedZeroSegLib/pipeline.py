@@ -52,7 +52,6 @@ class Concept:
     trained: bool
     window: tuple[float, float] | None
     ring: bool
-    typical_cells: int
     parts: int
 
 
@@ -155,7 +154,6 @@ def concept_of(query: Query, engine: Engine, volume: Volume) -> Concept:
         trained=trained,
         window=window if window and window[0] <= LUNG_LEVEL_MAX else None,
         ring=bool(structure and structure.encloses),
-        typical_cells=card.typical_cells.get(name, 0),
         parts=structure.parts * (2 if structure.side == "paired" else 1) if structure else 0,
     )
 
@@ -203,10 +201,10 @@ def _whole(encoded: EncodedVolume, concept: Concept, saliency: Saliency, engine:
     preset = engine.preset
     needed = preset.found_min if concept.trained else preset.found_min_untrained
     empty = np.zeros(encoded.body_mask.shape, bool)
-    if saliency.score < needed or saliency.cells < preset.size_min * concept.typical_cells:
+    if saliency.score < needed:
         return _Whole(encoded, empty, saliency.score, False, None)
     distance = encoded.frame.spacing[0] * encoded.keys.step
-    smoothed = Saliency(smooth_across(saliency.share, distance, preset.smooth_mm), saliency.rival, saliency.evidence)
+    smoothed = replace(saliency, share=smooth_across(saliency.share, distance, preset.smooth_mm))
     present = saliency.evidence >= preset.slice_min
     decodable = present & (not concept.ring)
     refined = refine(smoothed, decodable, encoded.coarse_of, engine.decoder.decode, IMAGE_SIZE, preset.choice)

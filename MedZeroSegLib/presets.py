@@ -31,8 +31,6 @@ class Preset:
         Of the head's weights.
     found_min
         Least evidence in the best slice for a trained structure to be found.
-    size_min
-        Least size in the slice where it is largest, as a share of its typical size in training.
     found_min_untrained
         The same for text that the head was never trained with.
     slice_min
@@ -46,10 +44,9 @@ class Preset:
     name: str
     head: str
     licence: str
-    found_min: float = 0.5
-    size_min: float = 0.2
-    found_min_untrained: float = 0.9
-    slice_min: float = 0.5
+    found_min: float = 0.92
+    found_min_untrained: float = 0.97
+    slice_min: float = 0.7
     smooth_mm: float = 2.0
     choice: Choice = Choice()
 

@@ -15,12 +15,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from MedZeroSegLib.prompts import Prompt, mask_prompt, prompts_of
-from MedZeroSegLib.saliency import FOUND_SHARE_MIN, Saliency
+from MedZeroSegLib.saliency import FOUND_SHARE_MIN, LOST_SHARE_MAX, Saliency
 
 Decode = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 PROMPTS_A_CALL = 8
-RIVAL_SHARE_MIN = 0.3  # a rival weaker than this claims nothing
-BELOW_FOUND = np.float16(0.49)
 
 
 @dataclass(frozen=True)
@@ -102,13 +100,13 @@ def refine(
 
 
 def _leave_to_rivals(probability: np.ndarray, saliency: Saliency, present: np.ndarray) -> None:
-    """Keep exclusive structures apart, in place: what the decoder adds where a rival's share is larger is undone."""
+    """Keep exclusive structures apart, in place: what the decoder adds on a rival's cells is undone."""
     for index in np.flatnonzero(present):
-        lost = saliency.rival[index] > np.maximum(saliency.share[index], RIVAL_SHARE_MIN)
+        lost = saliency.lost[index]
         if lost.any():
             times = probability.shape[-1] // lost.shape[-1]
             where = lost.repeat(times, 0).repeat(times, 1)
-            probability[index][where] = np.minimum(probability[index][where], BELOW_FOUND)
+            probability[index][where] = np.minimum(probability[index][where], np.float16(LOST_SHARE_MAX))
 
 
 def _decode(

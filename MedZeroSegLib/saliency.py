@@ -16,6 +16,8 @@ from scipy import ndimage
 from torch import Tensor
 
 FOUND_SHARE_MIN = 0.5  # a cell belongs to the structure from here on
+LOST_SHARE_MAX = 0.49  # of a cell that is a rival's
+RIVAL_MARGIN = 2.0  # logits
 EVIDENCE_CELLS = 5  # strongest cells whose mean is a slice's evidence; an adrenal gland has about six
 
 
@@ -35,20 +37,15 @@ class Saliency:
     ----------
     share
         float16 [n, s, s] in 0..1: probability of the structure against background and rivals.
-    rival
-        float16 [n, s, s]: the largest share of any single rival.
+    lost
+        bool [n, s, s]: cells that belong to a rival, whose logit is larger there.
     evidence
         float32 [n]: mean of the strongest cells of each slice; the slice's presence.
     """
 
     share: np.ndarray
-    rival: np.ndarray
+    lost: np.ndarray
     evidence: np.ndarray
-
-    @property
-    def cells(self) -> int:
-        """Most cells of one slice that belong to the structure."""
-        return int((self.share >= FOUND_SHARE_MIN).sum(axis=(1, 2)).max(initial=0))
 
     @property
     def score(self) -> float:
@@ -57,17 +54,20 @@ class Saliency:
 
 
 def compete(logits: Tensor, competition: Competition) -> tuple[Tensor, Tensor]:
-    """Logits [n, k, s, s] of all texts → share of the query and largest share of a rival, each [n, s, s].
+    """Logits [n, k, s, s] of all texts → share of the query and the cells lost to a rival, each [n, s, s].
 
-    The background's logit is 0, as in training.
+    The background's logit is 0, as in training. Rivals are lowered by ``RIVAL_MARGIN``, so that many weak ones don't
+    add up to a strong one; a cell in which one rival beats query and background is that rival's all the same, so
+    exclusive structures never share a cell.
     """
     own = logits[:, competition.query]
     if not competition.rivals:
-        return torch.sigmoid(own), torch.zeros_like(own)
+        return torch.sigmoid(own), torch.zeros_like(own, dtype=torch.bool)
     rivals = logits[:, list(competition.rivals)]
-    everything = torch.cat((torch.zeros_like(own)[:, None], own[:, None], rivals), 1)
-    shares = torch.softmax(everything, 1)
-    return shares[:, 1], shares[:, 2:].amax(1)
+    everything = torch.cat((torch.zeros_like(own)[:, None], own[:, None], rivals - RIVAL_MARGIN), 1)
+    lost = rivals.amax(1) > own.clamp_min(0)
+    share = torch.softmax(everything, 1)[:, 1]
+    return torch.where(lost, share.clamp_max(LOST_SHARE_MAX), share), lost
 
 
 def saliency_of(
@@ -88,15 +88,15 @@ def saliency_of(
         bool [count, cells, cells]: where the patient is; saliency outside is 0. None: everywhere.
     """
     shares = [np.zeros((count, cells, cells), np.float16) for _ in competitions]
-    rivals = [np.zeros((count, cells, cells), np.float16) for _ in competitions]
+    losses = [np.zeros((count, cells, cells), bool) for _ in competitions]
     for slab in slabs:
         logits = score_slab(slab)
         inside = 1.0 if body is None else body[slab].to(logits.device)
         for row, competition in enumerate(competitions):
-            share, rival = compete(logits, competition)
+            share, lost = compete(logits, competition)
             shares[row][slab] = (share * inside).half().cpu().numpy()
-            rivals[row][slab] = rival.half().cpu().numpy()
-    return [Saliency(share, rival, evidence_of(share)) for share, rival in zip(shares, rivals, strict=True)]
+            losses[row][slab] = lost.cpu().numpy()
+    return [Saliency(share, lost, evidence_of(share)) for share, lost in zip(shares, losses, strict=True)]
 
 
 def evidence_of(share: np.ndarray) -> np.ndarray:

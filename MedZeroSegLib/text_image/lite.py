@@ -19,12 +19,11 @@ from MedZeroSegLib.text_image.text_vectors import TextVectors
 @dataclass(frozen=True)
 class HeadCard:
     """What the head was trained on: ``concepts`` by vocabulary name, for each the ``competitors`` that exclude it and
-    were marked in the same images, the ``typical_cells`` that it covers, and the ``sources`` (name → pictures)."""
+    were marked in the same images, and the ``sources`` (name → pictures)."""
 
     concepts: tuple[str, ...]
     competitors: dict[str, tuple[str, ...]]
     sources: dict[str, int]
-    typical_cells: dict[str, int]
 
 
 class LiteTextImage:
@@ -75,6 +74,6 @@ def read_head(file: Path) -> tuple[RegionTextHead, HeadCard]:
         head = RegionTextHead()
         head.load_state_dict(state)
         competitors = {name: tuple(rivals) for name, rivals in card["competitors"].items()}
-        return head, HeadCard(tuple(card["concepts"]), competitors, dict(card["sources"]), dict(card["typical_cells"]))
+        return head, HeadCard(tuple(card["concepts"]), competitors, dict(card["sources"]))
     except (OSError, KeyError, ValueError, RuntimeError, SafetensorError) as problem:
         raise damaged from problem

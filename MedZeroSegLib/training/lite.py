@@ -32,12 +32,11 @@ from MedZeroSegLib.text_image.dpfem import RegionTextHead
 from MedZeroSegLib.text_image.minilm import TEMPLATES, MiniLmTextTower
 from MedZeroSegLib.training.cehnc import CehncSettings, DifficultyController, cehnc, context_weights
 from MedZeroSegLib.training.pictures import Picture, PictureStore, encode_pictures
-from MedZeroSegLib.training.targets import ConceptTable, Targets, all_masks, targets_of
+from MedZeroSegLib.training.targets import ConceptTable, Targets, targets_of
 from MedZeroSegLib.vocabulary import vocabulary, wordings
 
 HEAD_FILE = "head.safetensors"
 SOURCE_STRUCTURES_BASE, SOURCE_STRUCTURES_MAX = 3, 15  # so that a source of one structure, or of sixty, gets its due
-TYPICAL_PERCENTILE = 50  # of a structure's cells over the pictures that show it
 REGION_CELLS_MIN = 4.0  # cells of the 128 × 128 grid; smaller regions have no usable mean
 
 
@@ -139,7 +138,6 @@ class LiteTrainer:
         card = {
             "concepts": self.table.all,
             "competitors": self.table.competitors,
-            "typical_cells": self._typical_cells(),
             "training": asdict(self.settings),
             "sources": dict(Counter(p.source for p in self.pictures)),
             "patients": len({(p.source, p.patient_id) for p in self.pictures}),
@@ -149,15 +147,6 @@ class LiteTrainer:
         temporary = file.with_name(f"{file.name}.{os.getpid()}")
         save_file(tensors, temporary, metadata={"medzeroseg": json.dumps(card)})
         os.replace(temporary, file)
-
-    def _typical_cells(self) -> dict[str, int]:
-        """For each concept, the median number of cells of the head's grid that it covers where it is shown."""
-        cells: dict[str, list[float]] = {concept: [] for concept in self.table.all}
-        for picture in self.pictures:
-            for label_map in picture.label_maps:
-                for concept, mask in all_masks(label_map, self.store.labels[label_map.row], self.table).items():
-                    cells[concept].append(float(mask.sum()))
-        return {name: round(float(np.percentile(sizes, TYPICAL_PERCENTILE))) for name, sizes in cells.items() if sizes}
 
     def _train_step(self) -> dict[str, float]:
         rate = _learning_rate(self.step, self.settings)

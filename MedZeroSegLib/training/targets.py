@@ -116,16 +116,6 @@ def targets_of(
     )
 
 
-def all_masks(label_map: LabelMap, labels: np.ndarray, table: ConceptTable) -> dict[str, Tensor]:
-    """Soft masks [128, 128] of every concept and every complete whole that the label map shows."""
-    masks = _concept_masks(label_map, labels, table)
-    for whole in table.wholes[label_map.scheme]:
-        union = _union([masks[p] for p in table.parts_of(label_map.scheme, whole) if p in masks])
-        if union.any():
-            masks[whole] = union
-    return masks
-
-
 def _concept_masks(label_map: LabelMap, labels: np.ndarray, table: ConceptTable) -> dict[str, Tensor]:
     values: dict[str, list[int]] = {}
     for value, name in label_map.values.items():

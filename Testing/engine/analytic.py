@@ -61,7 +61,7 @@ class BrightnessModel:
 
     def __init__(self, brightness: dict[str, float], competitors: dict[str, tuple[str, ...]]) -> None:
         self.brightness = brightness
-        self.card = HeadCard(tuple(sorted(competitors)), competitors, {"phantoms": 1}, {})
+        self.card = HeadCard(tuple(sorted(competitors)), competitors, {"phantoms": 1})
         self.asked: list[tuple[str, ...]] = []
 
     def encode_text(self, wordings: Sequence[str]) -> Tensor:

@@ -28,7 +28,7 @@ def saliency_of_masks(masks: np.ndarray, inside: float = 0.95, outside: float = 
     placed = CANVAS.place(masks.astype(np.uint8) * 255)
     cells = F.adaptive_avg_pool2d(placed, CELLS)[:, 0].numpy()
     share = (outside + (inside - outside) * cells).astype(np.float16)
-    return Saliency(share, np.zeros_like(share), evidence_of(share))
+    return Saliency(share, np.zeros(share.shape, bool), evidence_of(share))
 
 
 def rows_of(rows: list[int]) -> Tensor:
@@ -218,25 +218,15 @@ def test_a_parts_decoding_leaves_the_other_parts_alone():
 def test_what_a_rival_holds_is_not_taken_by_the_decoder():
     """The decoder's ellipse reaches into a neighbour that won those cells."""
     saliency = saliency_of_masks(TRUTH[6:7])
-    neighbour = np.zeros_like(saliency.share)
-    neighbour[0, :, 34:] = 0.9
-    contested = (neighbour[0] > saliency.share[0]).repeat(2, 0).repeat(2, 1)
+    lost = np.zeros(saliency.share.shape, bool)
+    lost[0, :, 34:] = saliency.share[0, :, 34:] < 0.9
+    contested = lost[0].repeat(2, 0).repeat(2, 1)
     decode, choice = box_decoder(), Choice(decoder_share=1.0)
     free = run(saliency, decode, choice).probability[0]
-    fenced = run(Saliency(saliency.share, neighbour, saliency.evidence), decode, choice).probability[0]
+    fenced = run(replace(saliency, lost=lost), decode, choice).probability[0]
     assert (free[contested] >= FOUND_SHARE_MIN).any()
     assert (fenced[contested] < FOUND_SHARE_MIN).all()
     assert np.array_equal(fenced[~contested], free[~contested])
-
-
-def test_a_weak_rival_takes_nothing():
-    saliency = saliency_of_masks(TRUTH[6:7])
-    weak = np.full_like(saliency.share, 0.2)
-    plain = run(saliency, box_decoder(), Choice(decoder_share=1.0)).probability
-    beside = run(
-        Saliency(saliency.share, weak, saliency.evidence), box_decoder(), Choice(decoder_share=1.0)
-    ).probability
-    assert np.array_equal(plain, beside)
 
 
 def test_parts_larger_than_the_limit_keep_the_heads_mask():

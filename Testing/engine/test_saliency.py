@@ -10,6 +10,9 @@ from hypothesis import strategies as st
 
 from MedZeroSegLib.saliency import (
     EVIDENCE_CELLS,
+    FOUND_SHARE_MIN,
+    LOST_SHARE_MAX,
+    RIVAL_MARGIN,
     Competition,
     Saliency,
     compete,
@@ -30,25 +33,39 @@ def ask(logits: torch.Tensor, competitions, body=None, slab: int = 2) -> list[Sa
     return saliency_of(slabs, lambda piece: logits[piece], competitions, body, len(logits), CELLS)
 
 
-def test_shares_are_a_softmax_with_the_background_at_0():
+def test_shares_are_a_softmax_with_the_background_at_0_and_lowered_rivals():
     logits = logits_of(2, 4)
-    share, rival = compete(logits, Competition(1, (0, 3)))
-    exponents = np.exp(logits.numpy().astype(float))
+    share, lost = compete(logits, Competition(1, (0, 3)))
+    exponents = np.exp(logits.numpy().astype(float) - np.array([RIVAL_MARGIN, 0, 0, RIVAL_MARGIN])[:, None, None])
     total = 1 + exponents[:, [0, 1, 3]].sum(1)
-    assert share.numpy() == pytest.approx(exponents[:, 1] / total, abs=1e-6)
-    assert rival.numpy() == pytest.approx(np.maximum(exponents[:, 0], exponents[:, 3]) / total, abs=1e-6)
+    expected = np.where(lost, np.minimum(exponents[:, 1] / total, LOST_SHARE_MAX), exponents[:, 1] / total)
+    assert share.numpy() == pytest.approx(expected, abs=1e-6)
 
 
-def test_without_rivals_the_share_is_the_sigmoid_and_no_rival_has_any():
+def test_a_cell_is_lost_where_a_rival_beats_query_and_background():
+    logits = logits_of(2, 4).numpy()
+    _, lost = compete(torch.from_numpy(logits), Competition(1, (0, 3)))
+    strongest = np.maximum(logits[:, 0], logits[:, 3])
+    assert np.array_equal(lost.numpy(), (strongest > logits[:, 1]) & (strongest > 0))
+
+
+def test_structures_that_exclude_one_another_share_no_cell():
+    logits = logits_of(3, 3)
+    answers = [compete(logits, Competition(n, tuple({0, 1, 2} - {n})))[0] >= FOUND_SHARE_MIN for n in range(3)]
+    assert (torch.stack(answers).sum(0) <= 1).all()
+    assert all(answer.any() for answer in answers)
+
+
+def test_without_rivals_the_share_is_the_sigmoid_and_nothing_is_lost():
     logits = logits_of(2, 3)
-    share, rival = compete(logits, Competition(2, ()))
+    share, lost = compete(logits, Competition(2, ()))
     assert torch.allclose(share, torch.sigmoid(logits[:, 2]))
-    assert not rival.any()
+    assert not lost.any()
 
 
 def test_a_rival_takes_its_share_and_a_far_off_one_takes_none():
     logits = torch.zeros(1, 3, CELLS, CELLS)
-    logits[:, 0], logits[:, 1], logits[:, 2] = 2.0, 2.0, -40.0
+    logits[:, 0], logits[:, 1], logits[:, 2] = 2.0, 5.0, -40.0
     alone = compete(logits, Competition(0, ()))[0]
     assert torch.allclose(compete(logits, Competition(0, (2,)))[0], alone, atol=1e-6)
     assert (compete(logits, Competition(0, (1,)))[0] < alone - 0.3).all()
@@ -56,8 +73,8 @@ def test_a_rival_takes_its_share_and_a_far_off_one_takes_none():
 
 def test_huge_logits_give_no_nan():
     logits = torch.full((1, 2, CELLS, CELLS), 1e4)
-    share, rival = compete(logits, Competition(0, (1,)))
-    assert torch.allclose(share, torch.tensor(0.5)) and torch.allclose(rival, torch.tensor(0.5))
+    share, lost = compete(logits, Competition(0, (1,)))
+    assert torch.isfinite(share).all() and not lost.any()
 
 
 def test_a_querys_answer_does_not_depend_on_the_other_queries():
@@ -67,7 +84,7 @@ def test_a_querys_answer_does_not_depend_on_the_other_queries():
     for competition, from_list in zip(competitions, together, strict=True):
         (alone,) = ask(logits, [competition])
         assert np.array_equal(alone.share, from_list.share)
-        assert np.array_equal(alone.rival, from_list.rival)
+        assert np.array_equal(alone.lost, from_list.lost)
         assert np.array_equal(alone.evidence, from_list.evidence)
 
 

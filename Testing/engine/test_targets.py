@@ -173,7 +173,7 @@ def test_a_scheme_that_may_lie_anywhere_has_no_far_concepts():
 def test_rivals_are_what_was_marked_together_and_excludes_one_another():
     store, described = store_of({**SCHEMES, "lungs": ("lung", "lung nodule"), "limb": ("kidney", "femur")})
     table = ConceptTable(store, described)
-    rivals = table.competitors()
+    rivals = table.competitors
     assert rivals["liver"] == ["kidney", "spleen"]
     assert rivals["kidney"] == ["femur", "liver", "spleen"]  # of two schemes
     assert "lung" not in rivals["lung nodule"]  # a nodule lies in the lung
