@@ -44,7 +44,7 @@ class Preset:
     name: str
     head: str
     licence: str
-    found_min: float = 0.92
+    found_min: float = 0.88
     found_min_untrained: float = 0.97
     slice_min: float = 0.7
     smooth_mm: float = 2.0

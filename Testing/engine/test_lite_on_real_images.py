@@ -1,4 +1,4 @@
-"""The `lite` preset on real images with reference masks of patients that its training never saw, beside the checkout."""
+"""The `lite` preset on real images with reference masks, of patients that its training never saw."""
 
 from __future__ import annotations
 
