@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from platformdirs import user_cache_path
-
 from MedZeroSegLib.errors import InputError
 from MedZeroSegLib.propagation import Choice
+from MedZeroSegLib.weights import WeightsStore, cache_folder, load_state, weights_store
+from MedZeroSegLib.weights_catalogue import sha256_of
 
 if TYPE_CHECKING:
     from MedZeroSegLib.mask_decoder.lite_medsam import LiteMedSamModel
@@ -81,23 +80,29 @@ def preset_named(name: str) -> Preset:
     return PRESETS[name]
 
 
+def load_lite_medsam(store: WeightsStore, device: str = "cpu") -> LiteMedSamModel:
+    """LiteMedSAM with its checked weights; raises InstallationError."""
+    from MedZeroSegLib.mask_decoder.lite_medsam import LiteMedSam, LiteMedSamModel, rename_published_keys
+
+    network = LiteMedSam()
+    network.load_state_dict(rename_published_keys(load_state(store.locate("lite-medsam"))))
+    return LiteMedSamModel(network, device, cache_folder())
+
+
 @lru_cache(maxsize=2)
 def load_engine(name: str, device: str = "auto", weights_folder: Path | None = None) -> Engine:
     """Load a preset once; raises InputError or InstallationError."""
-    from MedZeroSegLib import weights
     from MedZeroSegLib.device import choose_device
-    from MedZeroSegLib.mask_decoder.lite_medsam import LiteMedSam, LiteMedSamModel, rename_published_keys
     from MedZeroSegLib.text_image.lite import LiteTextImage, read_head
     from MedZeroSegLib.text_image.minilm import MiniLmTextTower
     from MedZeroSegLib.text_image.text_vectors import TextVectors
 
     preset = preset_named(name)
     chosen, passed_over = choose_device(device)
-    store = weights.weights_store(weights_folder)
-    decoder_file, tower_folder = store.locate("lite-medsam"), store.locate("minilm")
+    store = weights_store(weights_folder)
+    tower_folder = store.locate("minilm")
     head_file = Path(str(files("MedZeroSegLib").joinpath("heads", preset.head)))
-    network = LiteMedSam()
-    network.load_state_dict(rename_published_keys(weights.load_state(decoder_file)))
+    decoder = load_lite_medsam(store, chosen)
     head, card = read_head(head_file)
     text_image = LiteTextImage(head, TextVectors(lambda: MiniLmTextTower(tower_folder)), card, chosen)
     records = (
@@ -106,9 +111,8 @@ def load_engine(name: str, device: str = "auto", weights_folder: Path | None = N
         {
             "name": f"{preset.name} head",
             "file": head_file.name,
-            "sha256": hashlib.sha256(head_file.read_bytes()).hexdigest(),
+            "sha256": sha256_of(head_file),
             "licence": preset.licence,
         },
     )
-    decoder = LiteMedSamModel(network, chosen, user_cache_path("MedZeroSeg", appauthor=False))
     return Engine(preset, text_image, decoder, chosen, records, passed_over)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -22,6 +21,7 @@ from MedZeroSegLib.evaluation.report import RunFacts, summary
 from MedZeroSegLib.evaluation.scores import Score, ScoreTable
 from MedZeroSegLib.segment import Segmentation
 from MedZeroSegLib.volume import Volume
+from MedZeroSegLib.weights_catalogue import sha256_of
 from MedZeroSegLib.writers import replacing
 
 Segmenter = Callable[[Volume, Sequence[str]], Segmentation]
@@ -91,7 +91,7 @@ def evaluate_manifest(
         segmenter,
         baseline,
         Questionnaire(read_manifest(manifest)),
-        _RunFile(output / "run.json", {"manifest": _sha256(Path(manifest)), "split": split, "preset": preset}),
+        _RunFile(output / "run.json", {"manifest": sha256_of(Path(manifest)), "split": split, "preset": preset}),
         ScoreTable(output / "cases.csv"),
         ScoreTable(output / "baseline.csv"),
         None if overlays is None else Path(overlays),
@@ -263,7 +263,3 @@ def _draw(reference: _Reference, segmentation: Segmentation, rows: Sequence[Scor
 
 def _overlay_path(folder: Path, image: Image) -> Path:
     return folder / f"{image[0].source}_{image[0].case_id}.png"
-
-
-def _sha256(file: Path) -> str:
-    return hashlib.sha256(file.read_bytes()).hexdigest()

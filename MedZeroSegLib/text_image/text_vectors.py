@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from MedZeroSegLib.text_image.minilm import TEMPLATES, MiniLmTextTower
+from MedZeroSegLib.writers import replacing
 
 SHIPPED = Path(__file__).parents[1] / "heads" / "vocabulary-minilm.safetensors"
 
@@ -63,6 +63,5 @@ def write_table(tower: MiniLmTextTower, all_wordings: Sequence[Sequence[str]], f
     """Encode every structure's wordings and write the table, atomically."""
     vectors = torch.stack([tower.encode_ensemble(wordings) for wordings in all_wordings]).half()
     keys = json.dumps([key_of(wordings) for wordings in all_wordings])
-    temporary = file.with_name(f"{file.name}.{os.getpid()}")
-    save_file({"vectors": vectors.contiguous()}, temporary, metadata={"keys": keys})
-    os.replace(temporary, file)
+    with replacing(file) as handle:
+        handle.write(save({"vectors": vectors.contiguous()}, metadata={"keys": keys}))

@@ -7,10 +7,8 @@ checkpoint holds weights, their average, the optimiser, the random state and the
 from __future__ import annotations
 
 import csv
-import hashlib
 import json
 import math
-import os
 import time
 from collections import Counter
 from dataclasses import asdict, dataclass
@@ -20,20 +18,21 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from platformdirs import user_cache_path
 from rich.progress import Progress
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor
 
-from MedZeroSegLib import weights
 from MedZeroSegLib.evaluation.manifest import read_manifest
-from MedZeroSegLib.mask_decoder.lite_medsam import LiteMedSam, LiteMedSamModel, rename_published_keys
+from MedZeroSegLib.presets import load_lite_medsam
 from MedZeroSegLib.text_image.dpfem import RegionTextHead
 from MedZeroSegLib.text_image.minilm import TEMPLATES, MiniLmTextTower
 from MedZeroSegLib.training.cehnc import CehncSettings, DifficultyController, cehnc, context_weights
 from MedZeroSegLib.training.pictures import Picture, PictureStore, encode_pictures
 from MedZeroSegLib.training.targets import ConceptTable, Targets, targets_of
 from MedZeroSegLib.vocabulary import vocabulary, wordings
+from MedZeroSegLib.weights import weights_store
+from MedZeroSegLib.weights_catalogue import sha256_of
+from MedZeroSegLib.writers import replacing
 
 HEAD_FILE = "head.safetensors"
 SOURCE_STRUCTURES_BASE, SOURCE_STRUCTURES_MAX = 3, 15  # so that a source of one structure, or of sixty, gets its due
@@ -72,17 +71,15 @@ def train(
     Both stages go on where an earlier run in the same folder stopped; raises InputError or InstallationError.
     """
     cases = read_manifest(manifest, "train")
-    network = LiteMedSam()
-    network.load_state_dict(rename_published_keys(weights.load_state(weights.locate("lite-medsam", weights_folder))))
-    model = LiteMedSamModel(network, graph_cache=user_cache_path("MedZeroSeg", appauthor=False))
-    store = encode_pictures(cases, model, output / "pictures", seed=0)
-    tower = MiniLmTextTower(weights.locate("minilm", weights_folder))
+    weights = weights_store(weights_folder)
+    store = encode_pictures(cases, load_lite_medsam(weights), output / "pictures", seed=0)
+    tower = MiniLmTextTower(weights.locate("minilm"))
     settings = LiteTraining(steps=steps, any_use_only=not all_licences, seed=seed)
     started_from = {name: value.float() for name, value in load_file(start).items()} if start else None
     trainer = LiteTrainer(store, tower, output, settings, started_from)
     trainer.run()
     file = output / HEAD_FILE
-    trainer.export(file, {"started_from": _sha256(start) if start else None})
+    trainer.export(file, {"started_from": sha256_of(start) if start else None})
     return file
 
 
@@ -144,9 +141,8 @@ class LiteTrainer:
             **facts,
         }
         tensors = {name: value.half().contiguous() for name, value in self.mean.items()}
-        temporary = file.with_name(f"{file.name}.{os.getpid()}")
-        save_file(tensors, temporary, metadata={"medzeroseg": json.dumps(card)})
-        os.replace(temporary, file)
+        with replacing(file) as handle:
+            handle.write(save(tensors, metadata={"medzeroseg": json.dumps(card)}))
 
     def _train_step(self) -> dict[str, float]:
         rate = _learning_rate(self.step, self.settings)
@@ -256,9 +252,8 @@ class LiteTrainer:
             "rng": json.dumps(self.rng.bit_generator.state),
             "settings": asdict(self.settings),
         }
-        temporary = self.folder / f"checkpoint.{os.getpid()}"
-        torch.save(state, temporary)
-        os.replace(temporary, self.folder / "checkpoint.pt")
+        with replacing(self.folder / "checkpoint.pt") as handle:
+            torch.save(state, handle)
 
     def _resume(self) -> None:
         file = self.folder / "checkpoint.pt"
@@ -323,7 +318,3 @@ def _occurring(picture: Picture, table: ConceptTable, store: PictureStore) -> se
         values = set(np.unique(store.labels[label_map.row][::2, ::2]).tolist())
         occurring |= {table.concept(name) for value, name in label_map.values.items() if value in values}
     return occurring
-
-
-def _sha256(file: Path) -> str:
-    return hashlib.sha256(file.read_bytes()).hexdigest()

@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -34,6 +33,7 @@ from MedZeroSegLib.mask_decoder.lite_medsam import (
 )
 from MedZeroSegLib.slices import slice_frame
 from MedZeroSegLib.volume import Volume
+from MedZeroSegLib.writers import replacing
 
 PICTURES_PER_STRUCTURE = 30  # aimed at for each source, between the two bounds below
 PICTURES_MIN, PICTURES_MAX = 120, 400  # pictures a source, copies counted
@@ -107,7 +107,6 @@ def encode_pictures(cases: Sequence[Case], model: LiteMedSamModel, folder: Path,
         map_row += len(made) * len(item.cases)
         pictures += made
     schemes = {scheme: tuple(sorted(names)) for scheme, names in annotated_names(cases).items()}
-    _write_text(folder / "pictures.json", json.dumps({"schemes": schemes, "pictures": [asdict(p) for p in pictures]}))
     return PictureStore(tuple(pictures), schemes, coarse, detail, labels)
 
 
@@ -299,6 +298,5 @@ def _array(file: Path, kind: type, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def _write_text(file: Path, text: str) -> None:
-    temporary = file.with_name(f"{file.name}.{os.getpid()}")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, file)
+    with replacing(file) as handle:
+        handle.write(text.encode())
