@@ -7,7 +7,7 @@ grey levels to [0, 1], padding at the bottom and right. The published state dict
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from segment_anything.modeling.common import LayerNorm2d
 from timm.models.tiny_vit import TinyVit
 from torch import Tensor, nn
 
-from MedZeroSegLib.mask_decoder.encoder_graph import encoder_for
+from MedZeroSegLib.mask_decoder.cpu_graph import Graph, fastest_form
 
 IMAGE_SIZE = 256  # pixels; the side of the encoder's square picture
 EMBEDDING_SIZE = 64  # cells a side of the image embedding
@@ -112,6 +112,24 @@ class Embedding:
         return len(self.coarse)
 
 
+class PromptDecoder(nn.Module):
+    """Boxes x0 y0 x1 y1 [m, 4] and mask logits [m, 1, 256, 256] (or None) on the embeddings of their pictures
+    [m, 256, 64, 64] → logits [m, 1, 256, 256] and estimated IoU [m, 1]."""
+
+    def __init__(self, network: LiteMedSam) -> None:
+        super().__init__()
+        self.prompt_encoder, self.mask_decoder = network.prompt_encoder, network.mask_decoder
+
+    def forward(self, coarse: Tensor, boxes: Tensor, masks: Tensor | None) -> tuple[Tensor, Tensor]:
+        sparse, dense = self.prompt_encoder(points=None, boxes=boxes, masks=masks)
+        position = self.prompt_encoder.get_dense_pe()
+        # The published decoder takes one picture and adds its embedding to each prompt's dense embedding; with many
+        # pictures the sum is made here.
+        nothing = torch.zeros_like(coarse[:1])
+        logits, quality = self.mask_decoder(nothing, position, sparse, dense + coarse, multimask_output=False)
+        return logits, quality
+
+
 class LiteMedSamModel:
     """Encode once, decode many: the image embedding that text and decoder share, and masks from prompts.
 
@@ -120,9 +138,9 @@ class LiteMedSamModel:
     network
         With its weights loaded.
     device
-        A torch device; on "cpu" the encoder runs as an OpenVINO graph where that package is installed.
+        A torch device; on "cpu" encoder and decoder run as OpenVINO graphs where that package is installed.
     graph_cache
-        Folder in which the converted graph is kept between runs; None converts it in memory each time.
+        Folder in which the converted graphs are kept between runs; None converts them in memory each time.
     """
 
     prompts = ("box", "mask")
@@ -130,16 +148,18 @@ class LiteMedSamModel:
     def __init__(self, network: LiteMedSam, device: str = "cpu", graph_cache: Path | None = None) -> None:
         self.device = torch.device(device)
         self.network = network.eval().requires_grad_(False).to(self.device)
-        self._encoder: Callable[[Tensor], tuple[Tensor, Tensor]] | None = None
+        self._encoder: Graph | None = None
+        self._decoder: Graph | None = None
         self._graph_cache = graph_cache
 
     @torch.inference_mode()
     def embed(self, pictures: Tensor) -> Embedding:
         """Grey pictures float32 [n, 1, 256, 256] in [0, 1] → embedding, float32 on the model's device."""
         if self._encoder is None:
-            self._encoder = encoder_for(self.network.image_encoder, self.device, self._graph_cache)
-        coarse, detail = self._encoder(pictures.to(self.device).expand(-1, 3, -1, -1))
-        return Embedding(coarse, detail)
+            example = (torch.zeros(1, 3, IMAGE_SIZE, IMAGE_SIZE),)
+            self._encoder = fastest_form(self.network.image_encoder, example, self.device, self._graph_cache)
+        colour = pictures.to(self.device).expand(-1, 3, -1, -1)
+        return Embedding(*self._encoder(colour.contiguous(memory_format=torch.channels_last)))
 
     @torch.inference_mode()
     def decode(self, coarse: Tensor, boxes: Tensor, masks: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -160,16 +180,13 @@ class LiteMedSamModel:
         -------
         logits [m, 1, 256, 256] on the canvas and the network's own estimate of the IoU [m].
         """
-        prompt_encoder, mask_decoder = self.network.prompt_encoder, self.network.mask_decoder
         coarse, boxes = coarse.to(self.device), boxes.to(self.device)
-        masks = None if masks is None else masks.to(self.device)
-        position = prompt_encoder.get_dense_pe()
-        logits, qualities = [], []
-        for n in range(len(boxes)):
-            sparse, dense = prompt_encoder(
-                points=None, boxes=boxes[n : n + 1], masks=None if masks is None else masks[n : n + 1]
-            )
-            low, quality = mask_decoder(coarse[n : n + 1], position, sparse, dense, multimask_output=False)
-            logits.append(low)
-            qualities.append(quality[:, 0])
-        return torch.cat(logits), torch.cat(qualities)
+        decoder = PromptDecoder(self.network).eval()
+        if masks is None:
+            logits, quality = decoder(coarse, boxes, None)
+            return logits, quality[:, 0]
+        masks = masks.to(self.device)
+        if self._decoder is None:
+            self._decoder = fastest_form(decoder, (coarse[:1], boxes[:1], masks[:1]), self.device, self._graph_cache)
+        logits, quality = self._decoder(coarse, boxes, masks)
+        return logits, quality[:, 0]

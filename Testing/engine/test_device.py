@@ -117,7 +117,7 @@ def test_the_encoder_takes_pictures_to_its_own_device():
 @pytest.mark.parametrize("damage", ["absent", "broken", "unwritable"])
 def test_a_graph_that_cannot_be_kept_or_read_costs_no_result(tmp_path, damage):
     pytest.importorskip("openvino")
-    from MedZeroSegLib.mask_decoder import encoder_graph
+    from MedZeroSegLib.mask_decoder import cpu_graph
 
     class Doubling(torch.nn.Module):
         def __init__(self) -> None:
@@ -128,7 +128,7 @@ def test_a_graph_that_cannot_be_kept_or_read_costs_no_result(tmp_path, damage):
             return pictures[:, :, ::64, ::64] * self.factor, pictures[:, :1, ::32, ::32] + 1
 
     network = Doubling()
-    file = tmp_path / f"encoder-{encoder_graph._weights_digest(network)}.xml"
+    file = tmp_path / f"Doubling-{cpu_graph._weights_digest(network)}.xml"
     folder = tmp_path
     if damage == "broken":
         file.write_text("<net")
@@ -138,17 +138,39 @@ def test_a_graph_that_cannot_be_kept_or_read_costs_no_result(tmp_path, damage):
         folder.write_text("not a folder")
     pictures = torch.rand(3, 3, 256, 256, generator=torch.Generator().manual_seed(0))
     for _ in range(2):  # the second time from the stored graph, where there is one
-        coarse, detail = encoder_graph.encoder_for(network, torch.device("cpu"), folder)(pictures)
+        run = cpu_graph.fastest_form(network, (pictures[:1],), torch.device("cpu"), folder)
+        coarse, detail = run(pictures)
         assert torch.allclose(coarse, network(pictures)[0], atol=1e-5)
         assert torch.allclose(detail, network(pictures)[1], atol=1e-5)
     assert file.is_file() == (damage != "unwritable")
 
 
 def test_the_graph_of_other_weights_is_another_file(tmp_path):
-    from MedZeroSegLib.mask_decoder.encoder_graph import _weights_digest
+    from MedZeroSegLib.mask_decoder.cpu_graph import _weights_digest
 
     one, other = torch.nn.Linear(2, 2), torch.nn.Linear(2, 2)
     assert _weights_digest(one) == _weights_digest(one) != _weights_digest(other)
+
+
+def test_many_prompts_on_many_pictures_give_what_each_gives_alone():
+    torch.manual_seed(0)
+    network = LiteMedSam().eval()
+    model = LiteMedSamModel(network)
+    coarse = torch.randn(2, 256, 64, 64)
+    boxes = torch.tensor([[20.0, 30, 120, 140], [150, 60, 190, 200]])
+    masks = torch.randn(2, 1, 256, 256)
+    for prompts in (masks, None):
+        logits, quality = model.decode(coarse, boxes, prompts)
+        for n in range(2):
+            sparse, dense = network.prompt_encoder(
+                points=None, boxes=boxes[n : n + 1], masks=None if prompts is None else prompts[n : n + 1]
+            )
+            position = network.prompt_encoder.get_dense_pe()
+            alone, alone_quality = network.mask_decoder(
+                coarse[n : n + 1], position, sparse, dense, multimask_output=False
+            )
+            assert torch.allclose(logits[n], alone[0], atol=1e-4)
+            assert torch.allclose(quality[n], alone_quality[0, 0], atol=1e-4)
 
 
 def test_published_keys_become_the_networks_keys():
