@@ -1,6 +1,6 @@
 """Labelled cases → training pictures on the model's canvas, with augmentation, encoded once and kept on disk.
 
-One picture is a slice as the pipeline would show it (copy 0) or a varied copy of it; its embedding, its label maps
+One picture is a slice as the pipeline would show it or a varied copy of it; its embedding, its label maps
 and what those labels mean are stored side by side, so that training reads no image again.
 """
 
@@ -36,8 +36,11 @@ from MedZeroSegLib.volume import Volume
 from MedZeroSegLib.writers import replacing
 
 PICTURES_PER_STRUCTURE = 30  # aimed at for each source, between the two bounds below
-PICTURES_MIN, PICTURES_MAX = 120, 400  # pictures a source, copies counted
-SLICES_MAX, COPIES_MAX = 30, 5  # slices of one volume; copies of one slice
+PICTURES_MIN, PICTURES_MAX = 360, 450  # pictures a source, copies counted
+PICTURES_PER_PATIENT = 30  # at most, times the square root of the source's structures
+SLICES_MAX = 30  # of one volume
+COPIES_MAX, VOLUME_COPIES_MAX = 10, 4  # of one picture; of one slice of a volume, whose neighbours resemble it
+ZOOM_SHARE = 0.3  # of the varied copies that look at a part of the picture from nearby
 EMPTY_SHARE = 0.15  # of a volume's slices without any label
 CT_WINDOWS = (SOFT_TISSUE_WINDOW, (-600.0, 1500.0), (400.0, 1800.0))  # HU: soft tissue, lung, bone
 
@@ -118,6 +121,14 @@ class _Item:
     slices: tuple[int, ...]
     copies: int
 
+    @property
+    def shown(self) -> list[tuple[int, int]]:
+        """(slice, copy) of each picture. Copy 0 shows the slice as it is; where each slice is shown once, every second
+        one is varied."""
+        if self.copies == 1:
+            return [(index, place % 2) for place, index in enumerate(self.slices)]
+        return [(index, copy) for index in self.slices for copy in range(self.copies)]
+
 
 def _plan(cases: Sequence[Case]) -> list[_Item]:
     """Which slices of which images, any-use sources first; sources with few images get more slices and copies."""
@@ -127,10 +138,14 @@ def _plan(cases: Sequence[Case]) -> list[_Item]:
     plan: list[_Item] = []
     for images in by_source.values():
         names = {name for masks in images.values() for case in masks for name in case.labels.values()}
+        patients = {masks[0].patient_id for masks in images.values()}
         wanted = float(np.clip(PICTURES_PER_STRUCTURE * len(names), PICTURES_MIN, PICTURES_MAX))
+        wanted = min(wanted, PICTURES_PER_PATIENT * len(patients) * len(names) ** 0.5)
         slices = {image: _labelled_slices(masks, wanted / len(images)) for image, masks in images.items()}
-        copies = int(np.clip(np.ceil(wanted / sum(map(len, slices.values()))), 1, COPIES_MAX))
-        plan += [_Item(tuple(masks), slices[image], copies) for image, masks in images.items()]
+        copies = int(np.ceil(wanted / sum(map(len, slices.values()))))
+        for image, masks in images.items():
+            most = COPIES_MAX if len(slices[image]) == 1 else VOLUME_COPIES_MAX
+            plan.append(_Item(tuple(masks), slices[image], min(copies, most)))
     return sorted(plan, key=lambda item: not item.cases[0].any_use)
 
 
@@ -169,7 +184,7 @@ def _spread(indices: np.ndarray, count: int) -> set[int]:
 def _describe(item: _Item, row: int, map_row: int) -> list[Picture]:
     described = []
     first = item.cases[0]
-    for number in range(len(item.slices) * item.copies):
+    for number, (_, copy) in enumerate(item.shown):
         maps = tuple(
             LabelMap(map_row + number * len(item.cases) + m, annotation_scheme(case), case.labels)
             for m, case in enumerate(item.cases)
@@ -182,7 +197,7 @@ def _describe(item: _Item, row: int, map_row: int) -> list[Picture]:
                 first.source,
                 first.modality,
                 first.any_use,
-                number % item.copies,
+                copy,
                 maps,
             )
         )
@@ -198,18 +213,17 @@ def _render(item: _Item, rng: np.random.Generator) -> tuple[Tensor, np.ndarray]:
     canvas = fit_canvas(plain.shape[1:], frame.spacing[1:], 2 * IMAGE_SIZE)
     mirrored = _may_be_mirrored(item.cases)
     shown, marks = [], []
-    for index in item.slices:
+    for index, copy in item.shown:
         label_slices = [frame.forward(mask)[index : index + 1] for mask in masks]
         placed_labels = np.concatenate([canvas.place_labels(labels) for labels in label_slices])
-        for copy in range(item.copies):
-            grey = plain[index] if copy == 0 else frame.forward(_vary_window(volume, frame, index, rng))
-            placed = canvas.place(grey[None] if grey.ndim == 2 else grey)
-            if copy == 0:
-                matrix = torch.eye(3)[None, :2]
-            else:
-                matrix, placed = _random_affine(rng, mirrored), _vary_intensity(placed, rng)
-            shown.append(_sample_picture(placed, matrix))
-            marks.append(_sample_labels(placed_labels, matrix))
+        grey = plain[index] if copy == 0 else frame.forward(_vary_window(volume, frame, index, rng))
+        placed = canvas.place(grey[None] if grey.ndim == 2 else grey)
+        if copy == 0:
+            matrix = torch.eye(3)[None, :2]
+        else:
+            matrix, placed = _random_affine(rng, mirrored, placed_labels), _vary_intensity(placed, rng)
+        shown.append(_sample_picture(placed, matrix))
+        marks.append(_sample_labels(placed_labels, matrix))
     return torch.cat(shown), np.concatenate(marks)
 
 
@@ -251,14 +265,24 @@ def _vary_intensity(pictures: Tensor, rng: np.random.Generator) -> Tensor:
     return varied
 
 
-def _random_affine(rng: np.random.Generator, mirrored: bool) -> Tensor:
-    """[1, 2, 3] for affine_grid: rotation up to 20°, scale 0.7-1.4, shift up to 10 % of the side."""
+def _random_affine(rng: np.random.Generator, mirrored: bool, labels: np.ndarray) -> Tensor:
+    """[1, 2, 3] for affine_grid: rotation up to 20°, and either scale 0.7-1.4 and shift up to 10 % of the side, or a
+    look from nearby: 1.4-2.4 times as large, around some labelled pixel of ``labels`` [m, s, s]."""
     angle = np.deg2rad(rng.uniform(-20, 20))
-    scale = np.exp(rng.uniform(np.log(0.72), np.log(1.4)))
-    rotation = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]) * scale
+    rotation = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
+    marked = np.argwhere(labels.any(axis=0))
+    if len(marked) and rng.random() < ZOOM_SHARE:
+        scale = 1 / np.exp(rng.uniform(np.log(1.4), np.log(2.4)))
+        row, column = marked[rng.integers(len(marked))]
+        side = labels.shape[-1]
+        centre = np.array([[(column + 0.5) * 2 / side - 1], [(row + 0.5) * 2 / side - 1]])
+        shift = centre * (1 - scale) + rng.uniform(-0.3, 0.3, (2, 1)) * scale
+    else:
+        scale = np.exp(rng.uniform(np.log(0.72), np.log(1.4)))
+        shift = rng.uniform(-0.2, 0.2, (2, 1))
+    rotation *= scale
     if mirrored and rng.random() < 0.5:
         rotation[:, 0] *= -1
-    shift = rng.uniform(-0.2, 0.2, (2, 1))
     return torch.tensor(np.hstack([rotation, shift]), dtype=torch.float32)[None]
 
 

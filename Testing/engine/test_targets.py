@@ -392,14 +392,25 @@ def test_several_masks_of_one_image_are_asked_one_by_one(tmp_path):
 
 
 def test_copies_are_turned_and_scaled_but_mirrored_only_where_that_is_fair():
-    rng = np.random.default_rng(0)
-    kept = [pictures._random_affine(rng, False)[0].numpy() for _ in range(200)]
-    either = [pictures._random_affine(rng, True)[0].numpy() for _ in range(200)]
+    rng, nothing = np.random.default_rng(0), np.zeros((1, 64, 64), np.uint8)
+    kept = [pictures._random_affine(rng, False, nothing)[0].numpy() for _ in range(200)]
+    either = [pictures._random_affine(rng, True, nothing)[0].numpy() for _ in range(200)]
     turned = [np.linalg.det(matrix[:, :2]) for matrix in kept]
     assert min(turned) > 0.7**2 and max(turned) < 1.45**2
     assert np.ptp([matrix[:, 2] for matrix in kept]) > 0.1
     mirrored = [np.linalg.det(matrix[:, :2]) < 0 for matrix in either]
     assert 60 < sum(mirrored) < 140
+
+
+def test_some_copies_look_from_nearby_at_what_is_labelled():
+    rng, labels = np.random.default_rng(0), np.zeros((2, 64, 64), np.uint8)
+    labels[1, 50, 10] = 3
+    place = np.array([(10 + 0.5) * 2 / 64 - 1, (50 + 0.5) * 2 / 64 - 1])  # x, y in the canvas's units
+    matrices = [pictures._random_affine(rng, False, labels)[0].numpy().astype(float) for _ in range(300)]
+    near = [matrix for matrix in matrices if np.linalg.det(matrix[:, :2]) < 0.7**2]
+    assert 50 < len(near) < 130
+    seen = [np.linalg.solve(matrix[:, :2], place - matrix[:, 2]) for matrix in near]
+    assert np.mean([np.abs(where).max() < 1 for where in seen]) > 0.8
 
 
 @pytest.mark.parametrize("name", ["left kidney", "liver", "left ventricle"])
