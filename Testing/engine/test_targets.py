@@ -314,7 +314,8 @@ def test_sources_with_few_images_get_more_slices_and_copies(tmp_path):
         assert len(chosen) >= 8
     restricted = {p.copy for p in of_source["second_source"]}
     assert restricted == {0, 1}  # four slices hold a label, eight pictures are wanted
-    assert {p.copy for p in of_source["first_source"]} == {0}
+    once = [p.copy for p in of_source["first_source"]]  # each slice once, every second one varied
+    assert set(once) == {0, 1} and once.count(0) >= once.count(1)
 
 
 def test_no_more_pictures_are_embedded_at_once_than_fit(tmp_path, monkeypatch):
