@@ -1,0 +1,117 @@
+"""Training of the `lite` head: it learns what its pictures show, and an interrupted run ends with the same weights."""
+
+from __future__ import annotations
+
+import csv
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from MedZeroSegLib.text_image.lite import read_head
+from MedZeroSegLib.training.lite import LiteTrainer, LiteTraining
+from MedZeroSegLib.training.pictures import LabelMap, Picture, PictureStore
+
+STRUCTURES = {1: "liver", 2: "spleen"}
+
+
+class WordVectors:
+    """A text tower in which each text has a fixed vector of its own, near those of texts that share its words."""
+
+    def encode(self, texts: list[str]) -> Tensor:
+        vectors = []
+        for text in texts:
+            seeds = [zlib.crc32(word.encode()) for word in text.lower().split()]
+            vectors.append(sum(torch.randn(384, generator=torch.Generator().manual_seed(seed)) for seed in seeds))
+        return torch.nn.functional.normalize(torch.stack(vectors), dim=-1)
+
+
+def store_of_two_organs() -> PictureStore:
+    """Three pictures with a liver on the left and a spleen on the right, each with its own mark in the embedding."""
+    rng = np.random.default_rng(0)
+    labels = np.zeros((3, 256, 256), np.uint8)
+    coarse = rng.normal(size=(3, 256, 64, 64)).astype(np.float16)
+    detail = rng.normal(size=(3, 128, 128, 128)).astype(np.float16)
+    for n in range(3):
+        top = 40 + 24 * n
+        labels[n, top : top + 96, 24:104] = 1
+        labels[n, top + 32 : top + 80, 168:216] = 2
+        for value in STRUCTURES:
+            where = labels[n] == value
+            coarse[n, 16 * value : 16 * value + 16, where[::4, ::4]] += 3
+            detail[n, 16 * value : 16 * value + 16, where[::2, ::2]] += 3
+    shown = tuple(
+        Picture(n, f"case {n}", f"patient {n}", "abdomen", "CT", n < 2, 0, (LabelMap(n, "abdomen", STRUCTURES),))
+        for n in range(3)
+    )
+    return PictureStore(shown, {"abdomen": ("liver", "spleen")}, coarse, detail, labels)
+
+
+def trainer(folder: Path, **settings: object) -> LiteTrainer:
+    chosen = LiteTraining(**{"batch": 2, "warm_up": 2, "average": 0.5, **settings})  # type: ignore[arg-type]
+    return LiteTrainer(store_of_two_organs(), WordVectors(), folder, chosen)  # type: ignore[arg-type]
+
+
+def test_the_head_learns_to_tell_the_named_organs_apart(tmp_path):
+    run = trainer(tmp_path, steps=14, learning_rate=5e-3)
+    run.run(checkpoint_every=7)
+    run.export(tmp_path / "head.safetensors", {"started_from": None})
+    head, card = read_head(tmp_path / "head.safetensors")
+    assert card.concepts == ("liver", "spleen") and card.competitors["liver"] == ("spleen",)
+    with torch.inference_mode():
+        store = run.store
+        pixels = head.eval().encode_pixels(
+            torch.from_numpy(store.coarse[:1]).float(), torch.from_numpy(store.detail[:1]).float()
+        )
+        texts = head.encode_text(torch.stack([run.texts[name].mean(0) for name in ("liver", "spleen")]))
+        logits = head.score(pixels, texts)[0].numpy()
+    small = store.labels[0][::2, ::2]
+    for row, value in enumerate(STRUCTURES):
+        inside, outside = logits[row][small == value].mean(), logits[row][small != value].mean()
+        assert inside > outside + 1
+        assert inside > logits[1 - row][small == value].mean() + 0.5
+    with (tmp_path / "log.csv").open() as handle:
+        losses = [float(row["dense"]) for row in csv.DictReader(handle)]
+    assert losses[-1] < 0.8 * losses[0]
+
+
+def test_an_interrupted_run_ends_with_the_weights_of_an_uninterrupted_one(tmp_path):
+    class Interrupted(LiteTrainer):
+        def _train_step(self) -> dict[str, float]:
+            if self.step == 3:  # one step after the checkpoint
+                raise KeyboardInterrupt
+            return super()._train_step()
+
+    through = trainer(tmp_path / "through", steps=5)
+    through.run(checkpoint_every=2)
+    first = Interrupted(
+        store_of_two_organs(),
+        WordVectors(),  # type: ignore[arg-type]
+        tmp_path / "stopped",
+        through.settings,
+    )
+    with pytest.raises(KeyboardInterrupt):
+        first.run(checkpoint_every=2)
+    second = trainer(tmp_path / "stopped", steps=5)
+    second.run(checkpoint_every=2)
+    assert second.step == 5
+    for name, value in through.mean.items():
+        assert torch.equal(value, second.mean[name]), name
+
+
+def test_a_head_for_any_use_is_trained_without_the_other_pictures(tmp_path):
+    assert {p.case_id for p in trainer(tmp_path, steps=1).pictures} == {"case 0", "case 1"}
+    assert len(trainer(tmp_path, steps=1, any_use_only=False).pictures) == 3
+
+
+def test_training_can_start_from_a_trained_head(tmp_path):
+    first = trainer(tmp_path / "first", steps=1)
+    first.run()
+    first.export(tmp_path / "head.safetensors", {})
+    start = {name: value.float() for name, value in load_file(tmp_path / "head.safetensors").items()}
+    second = LiteTrainer(store_of_two_organs(), WordVectors(), tmp_path / "second", LiteTraining(steps=1), start)  # type: ignore[arg-type]
+    assert all(torch.equal(value, second.head.state_dict()[name]) for name, value in start.items())
