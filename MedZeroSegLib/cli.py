@@ -159,6 +159,19 @@ def train_lite(
     typer.echo(str(file))
 
 
+@train_app.command("names")
+def train_names(weights_folder: WeightsOption = None) -> None:
+    """Write the shipped text vectors of all names anew, after a change of the vocabulary; takes minutes."""
+    from MedZeroSegLib.text_image.minilm import MiniLmTextTower
+    from MedZeroSegLib.text_image.text_vectors import SHIPPED, write_table
+    from MedZeroSegLib.vocabulary import vocabulary, wordings
+    from MedZeroSegLib.weights import weights_store
+
+    tower = MiniLmTextTower(weights_store(weights_folder).locate("minilm"))
+    write_table(tower, [wordings(structure) for structure in vocabulary().values()])
+    typer.echo(str(SHIPPED))
+
+
 @weights_app.command("list")
 def weights_list(weights_folder: WeightsOption = None) -> None:
     """The catalogue: files, sizes, licences, and where each lies."""

@@ -7,7 +7,7 @@ import torch
 
 from MedZeroSegLib import weights
 from MedZeroSegLib.text_image.minilm import MiniLmTextTower
-from MedZeroSegLib.text_image.text_vectors import SHIPPED, TextVectors, key_of, read_table
+from MedZeroSegLib.text_image.text_vectors import SHIPPED, TextVectors, key_of, read_table, write_table
 from MedZeroSegLib.vocabulary import vocabulary, wordings
 
 
@@ -42,3 +42,12 @@ def test_known_names_dont_load_the_tower_and_unknown_text_does(tower):
 
 def test_other_wordings_find_no_stale_vector():
     assert key_of(("liver", "hepar")) != key_of(("liver",)) != key_of(("hepar",))
+
+
+def test_a_table_written_anew_holds_the_towers_vectors(tower, tmp_path):
+    asked = [("liver", "hepar"), ("spleen",)]
+    write_table(tower, asked, tmp_path / "table.safetensors")
+    table = read_table(tmp_path / "table.safetensors")
+    assert list(table) == [key_of(words) for words in asked]
+    for words in asked:
+        assert torch.dot(table[key_of(words)], tower.encode_ensemble(words)) > 0.9999
