@@ -252,6 +252,10 @@ def _run(volume: Volume, structures: str, preset: str, device: str, weights_fold
     from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
     from rich.progress import Progress as Bar
 
+    from MedZeroSegLib.memory import require_memory
+    from MedZeroSegLib.queries import resolve
+
+    require_memory(volume, len(resolve(structures)))  # before torch, whose import alone may fail for want of memory
     from MedZeroSegLib.pipeline import segment as segment_volume
 
     columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn())

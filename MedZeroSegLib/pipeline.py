@@ -27,6 +27,7 @@ from MedZeroSegLib.assembly import (
 from MedZeroSegLib.embeddings import EncodedVolume, Progress, encode_volume
 from MedZeroSegLib.intensity import in_hounsfield_units
 from MedZeroSegLib.mask_decoder.lite_medsam import IMAGE_SIZE
+from MedZeroSegLib.memory import require_memory
 from MedZeroSegLib.presets import Engine, load_engine
 from MedZeroSegLib.propagation import Refined, refine
 from MedZeroSegLib.queries import Query, resolve
@@ -104,6 +105,7 @@ def segment(
     """
     clock = Clock()
     queries = resolve(names)
+    require_memory(volume, len(queries))
     with clock.stage("loading"):
         engine = load_engine(preset, device, weights_folder)
     concepts = {query.name: concept_of(query, engine, volume) for query in queries}

@@ -131,3 +131,26 @@ def test_names_shows_what_was_understood():
     assert run.returncode == 0, run.stderr
     assert "left kidney" in run.stdout and "64033007" in run.stdout
     assert "liver" in run.stdout and "unknown" in run.stdout
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="address space can't be limited on Windows")
+def test_a_volume_that_does_not_fit_is_refused_before_the_run_starts(tmp_path):
+    import resource
+
+    image = tmp_path / "large.nrrd"
+    header = "NRRD0004\ntype: uint8\ndimension: 3\nspace: left-posterior-superior\nsizes: 640 640 400\n"
+    header += "space directions: (0.7,0,0) (0,0.7,0) (0,0,1)\nspace origin: (0,0,0)\nencoding: raw\n\n"
+    voxels = np.zeros((400, 640, 640), np.uint8)
+    voxels[100:200, 200:400, 100:300] = 90
+    image.write_bytes(header.encode() + voxels.tobytes())
+    limit = 1_500_000_000
+    run = subprocess.run(
+        [sys.executable, "-c", "from MedZeroSegLib.cli import main; main()", "segment", str(image)]
+        + ["--structures", "liver; spleen; aorta", "--output", str(tmp_path / "out.seg.nrrd")],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, (limit, limit)),
+    )
+    refused(run, 3, "GB", "crop")
+    assert not (tmp_path / "out.seg.nrrd").exists()

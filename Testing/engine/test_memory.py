@@ -1,0 +1,34 @@
+"""What a run needs grows with voxels and names, and a run that can't fit is refused with both figures."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from MedZeroSegLib import memory
+from MedZeroSegLib.errors import InstallationError
+from MedZeroSegLib.memory import free_bytes, needed_bytes, require_memory
+from MedZeroSegLib.volume import Volume
+
+
+def volume(*shape: int) -> Volume:
+    return Volume(np.zeros(shape, np.uint8), np.eye(4), "CT", "given")
+
+
+def test_needs_grow_with_voxels_and_names_and_not_with_slices_beyond_those_kept():
+    assert needed_bytes((100, 512, 512), 3) > needed_bytes((100, 512, 512), 1) > needed_bytes((50, 512, 512), 1)
+    assert 2.2e9 < needed_bytes((100, 512, 512), 3) < 3.2e9
+    thin, thick = needed_bytes((4000, 8, 8), 1), needed_bytes((400, 8, 8), 1)
+    assert thin - thick == 3600 * 8 * 8 * 6
+
+
+def test_a_run_that_does_not_fit_is_refused_with_needed_and_free_memory(monkeypatch):
+    monkeypatch.setattr(memory, "free_bytes", lambda: 1_200_000_000)
+    with pytest.raises(InstallationError, match=r"about 2\.\d GB .* 1\.2 GB are free.*crop the image"):
+        require_memory(volume(4, 8, 8), 1)
+    monkeypatch.setattr(memory, "free_bytes", lambda: 64_000_000_000)
+    require_memory(volume(4, 8, 8), 1)
+
+
+def test_free_memory_is_that_of_this_machine():
+    assert 1e8 < free_bytes() < 1e14
