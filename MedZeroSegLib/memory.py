@@ -23,8 +23,8 @@ def require_memory(volume: Volume, names: int) -> None:
     needed, free = needed_bytes(volume.shape, names), free_bytes()
     if needed > free:
         raise InstallationError(
-            f"Segmenting {names} structure{'s' if names != 1 else ''} in this image needs about {needed / 1e9:.1f} GB of "
-            f"memory and {free / 1e9:.1f} GB are free: close other programs, crop the image or ask for fewer at a time."
+            f"Segmenting {names} structure{'s' if names != 1 else ''} in this image needs about {needed / 1e9:.1f} GB "
+            f"of memory and {free / 1e9:.1f} GB are free: close other programs, crop the image or ask for fewer names."
         )
 
 
