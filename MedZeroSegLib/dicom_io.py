@@ -14,16 +14,9 @@ from pydicom.dataset import Dataset
 from MedZeroSegLib.dicom_geometry import Plane, flat_spacing, is_cine, planes_of, stack_planes
 from MedZeroSegLib.dicom_pixels import dataset_start, frame_values, open_dataset, quiet_pydicom, refusing_damaged
 from MedZeroSegLib.errors import InputError
+from MedZeroSegLib.modality import modality_of_dicom
 from MedZeroSegLib.reading import COLOUR_WARNING, Reading, choose_frame
 
-MODALITIES_OF_DICOM = {
-    "CT": "CT",
-    "MR": "MR",
-    **dict.fromkeys(("CR", "DX", "MG", "RG", "XA", "RF", "PX", "IO"), "X-ray"),
-    **dict.fromkeys(("US", "IVUS"), "ultrasound"),
-    "PT": "PET",
-    **dict.fromkeys(("NM", "ST"), "nuclear medicine"),
-}
 NO_IMAGES = ("SEG", "RTSTRUCT", "RTPLAN", "RTDOSE", "SR", "PR", "KO", "REG", "DOC")  # objects about images
 VOLUME_SLICES_MIN = 4  # a series of fewer slices beside a longer one is a localizer or a single picture
 
@@ -78,7 +71,7 @@ def read_dicom(path: Path, frame: int | None) -> Reading:
 
 
 def _is_radiograph(slices: Sequence[Slice]) -> bool:
-    return len(slices) == 1 and MODALITIES_OF_DICOM.get(slices[0].modality or "") == "X-ray"
+    return len(slices) == 1 and modality_of_dicom(slices[0].modality) == "X-ray"
 
 
 def _no_image(path: Path) -> str:
@@ -202,14 +195,10 @@ def _read_stack(slices: Sequence[Slice], warnings: Sequence[str], path: Path, fr
         ijk_to_lps=stack.ijk_to_lps,
         dimension=3,
         calibrated=True,
-        modality=_modality(slices[0].modality),
+        modality=modality_of_dicom(slices[0].modality),
         outside=outside,
         warnings=(*notes, *([COLOUR_WARNING] if lost_colour else [])),
     )
-
-
-def _modality(name: str | None) -> str | None:
-    return None if name is None else MODALITIES_OF_DICOM.get(name, "other")
 
 
 def _fill(slices: Sequence[Slice]) -> tuple[np.ndarray, np.ndarray | None, bool]:
@@ -245,7 +234,7 @@ def _read_unplaced(file: Path, warnings: Sequence[str], path: Path, frame: int |
     slices = _slices_of(file)
     with refusing_damaged(file):
         (row, column), calibrated, source = flat_spacing(header)
-        modality, cine = _modality(header.get("Modality") or None), is_cine(header)
+        modality, cine = modality_of_dicom(header.get("Modality") or None), is_cine(header)
     notes = list(warnings)
     as_volume = len(slices) > 1 and not cine
     step = slices[0].thickness if as_volume else 1.0

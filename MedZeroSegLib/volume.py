@@ -13,6 +13,7 @@ import numpy as np
 
 MODALITIES = ("CT", "MR", "X-ray", "ultrasound", "PET", "nuclear medicine", "other")
 MODALITY_SOURCES = ("dicom", "guess", "given")
+SHEAR_MAX_DEGREES = 0.05  # what rounding in a header can do; SimpleITK itself stops reading NIfTI at about this
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,6 +96,13 @@ class Volume:
         """Map LPS points in mm [n, 3] to index points [n, 3] as (i, j, k), unrounded."""
         offsets = np.asarray(points, dtype=np.float64) - self.ijk_to_lps[:3, 3]
         return np.linalg.solve(self.ijk_to_lps[:3, :3], offsets.T).T
+
+
+def shear_degrees(ijk_to_lps: np.ndarray) -> float:
+    """Largest deviation of the angles between the axes of a grid from the right angle; no axis may have no length."""
+    unit = ijk_to_lps[:3, :3] / np.linalg.norm(ijk_to_lps[:3, :3], axis=0)
+    cosines = np.abs(unit.T @ unit - np.eye(3)).max()
+    return float(np.degrees(np.arcsin(min(1.0, cosines))))
 
 
 def _read_only(array: np.ndarray) -> np.ndarray:

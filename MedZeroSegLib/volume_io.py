@@ -6,7 +6,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,18 +13,14 @@ import SimpleITK as sitk
 
 from MedZeroSegLib import dicom_io
 from MedZeroSegLib.errors import InputError
+from MedZeroSegLib.modality import PICTURE_SUFFIXES, guess_modality, holds_whole_numbers
 from MedZeroSegLib.nifti import NiftiHeader, read_nifti_header, read_nifti_voxels
+from MedZeroSegLib.outside import mark_outside
 from MedZeroSegLib.reading import COLOUR_WARNING, Reading, choose_frame, silent_libraries, to_grey
-from MedZeroSegLib.volume import MODALITIES, Volume
+from MedZeroSegLib.volume import MODALITIES, SHEAR_MAX_DEGREES, Volume, shear_degrees
 
-PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".gif", ".webp")  # carry no spacing to trust
 READABLE = "NIfTI, NRRD, MetaImage, PNG, JPEG or DICOM"
-SHEAR_MAX_DEGREES = 0.05  # what rounding in a header can do; SimpleITK itself stops reading NIfTI at about this
 SHEAR_REMEDY = "resample it to right angles first (for example with a Resample module of Slicer)"
-CT_AIR_MAX = -500.0  # HU; a volume that reaches below, and above CT_TISSUE_MIN, looks like a CT with air
-CT_FAT_MAX = -80.0  # HU; whole numbers from below this to above CT_TISSUE_MIN look like a CT without air
-CT_TISSUE_MIN = 100.0  # HU
-PADDING_GAP = 10_000  # grey levels that lie free between a padding value at the end of a 16-bit type and the image
 
 
 def read_volume(path: str | Path, modality: str | None = None, frame: int | None = None) -> Volume:
@@ -51,10 +46,11 @@ def read_volume(path: str | Path, modality: str | None = None, frame: int | None
         header = read_nifti_header(path)
         reading = _read_file(path, frame) if header is None else _read_nifti(path, header, frame)
     refuse_shear(reading.ijk_to_lps, path)
-    reading = _fill_outside(_mark_padding(_mark_not_finite(reading)), path)
+    reading = mark_outside(reading, path)
     stated, notes = reading.modality, reading.warnings
     if modality is None and stated is None:
-        guess = guess_modality(reading.voxels, reading.dimension)
+        voxels = reading.voxels
+        guess = guess_modality(voxels.min(), voxels.max(), holds_whole_numbers(voxels), reading.dimension)
         notes += (f"The file does not state its modality; {guess} was guessed, so give the modality if that is wrong.",)
     else:
         guess = ""
@@ -181,9 +177,7 @@ def refuse_shear(ijk_to_lps: np.ndarray, path: Path) -> None:
     lengths = np.linalg.norm(ijk_to_lps[:3, :3], axis=0)
     if not np.isfinite(ijk_to_lps).all() or not lengths.all():
         raise InputError(f"'{path}' has no usable geometry (an axis has no length); correct its header.")
-    unit = ijk_to_lps[:3, :3] / lengths
-    cosines = np.abs(unit.T @ unit - np.eye(3)).max()
-    degrees = float(np.degrees(np.arcsin(min(1.0, cosines))))
+    degrees = shear_degrees(ijk_to_lps)
     if degrees > SHEAR_MAX_DEGREES:
         raise InputError(
             f"'{path}' has a sheared grid, {degrees:.2f} degrees off the right angle, which mask files cannot "
@@ -209,67 +203,3 @@ def _is_colour(reader: sitk.ImageFileReader, is_picture: bool) -> bool:
         return kind != "list"
     is_bytes = "8-bit unsigned" in sitk.GetPixelIDValueAsString(reader.GetPixelID())
     return is_picture or (is_bytes and reader.GetNumberOfComponents() in (3, 4))
-
-
-def _mark_not_finite(reading: Reading) -> Reading:
-    """The reading with NaN and infinity outside and set to 0, and float64 as float32, slice by slice for memory."""
-    voxels = reading.voxels
-    if voxels.dtype.kind != "f":
-        return reading
-    bad = [k for k, section in enumerate(voxels) if not np.isfinite(section).all()]
-    if voxels.dtype != np.float32 or bad:
-        limit = np.finfo(np.float32).max
-        voxels = np.empty(reading.voxels.shape, np.float32)
-        for section, source in zip(voxels, reading.voxels, strict=True):
-            section[...] = np.clip(np.nan_to_num(source, nan=0.0, posinf=0.0, neginf=0.0), -limit, limit)
-    if not bad:
-        return replace(reading, voxels=voxels)
-    outside = np.zeros(voxels.shape, bool) if reading.outside is None else reading.outside.copy()
-    count = 0
-    for k in bad:
-        not_finite = ~np.isfinite(reading.voxels[k])
-        outside[k] |= not_finite
-        count += int(np.count_nonzero(not_finite))
-    which = "1 voxel is" if count == 1 else f"{count} voxels are"
-    warning = f"{which} NaN or infinite and will be treated as outside the image."
-    return replace(reading, voxels=voxels, outside=outside, warnings=(*reading.warnings, warning))
-
-
-def _mark_padding(reading: Reading) -> Reading:
-    """Take the end of a 16-bit type as padding of a volume when no other value lies near it; in pictures it's white."""
-    voxels = reading.voxels
-    end = {np.dtype(np.int16): -32768, np.dtype(np.uint16): 65535}.get(voxels.dtype)
-    if end is None or reading.dimension == 2 or reading.outside is not None or end not in (voxels.min(), voxels.max()):
-        return reading
-    padding = voxels == end
-    nearest = voxels.min(where=~padding, initial=32767) if end < 0 else voxels.max(where=~padding, initial=0)
-    if padding.all() or abs(int(nearest) - end) < PADDING_GAP:
-        return reading
-    warning = f"{np.count_nonzero(padding)} voxels with the value {end} were taken as padding outside the image."
-    return replace(reading, outside=padding, warnings=(*reading.warnings, warning))
-
-
-def _fill_outside(reading: Reading, path: Path) -> Reading:
-    """The reading with the smallest value of the image in all voxels outside it."""
-    if reading.outside is None:
-        return reading
-    smallest = [
-        section.min(where=~hidden, initial=section.max())
-        for section, hidden in zip(reading.voxels, reading.outside, strict=True)
-        if not hidden.all()
-    ]
-    if not smallest:
-        raise InputError(f"'{path}' holds nothing but padding, NaN or infinity; export the image again.")
-    voxels = reading.voxels.copy()
-    for section, hidden in zip(voxels, reading.outside, strict=True):
-        section[hidden] = min(smallest)
-    return replace(reading, voxels=voxels)
-
-
-def guess_modality(voxels: np.ndarray, dimension: int) -> str:
-    """CT for values that look like HU (air or fat below, tissue above), else X-ray for pictures and MR for volumes."""
-    smallest, largest = float(voxels.min()), float(voxels.max())
-    whole_numbers = voxels.dtype.kind in "iu" or not np.any(voxels[len(voxels) // 2] % 1)
-    if largest > CT_TISSUE_MIN and (smallest < CT_AIR_MAX or (smallest < CT_FAT_MAX and whole_numbers)):
-        return "CT"
-    return "X-ray" if dimension == 2 else "MR"
