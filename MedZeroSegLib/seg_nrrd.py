@@ -4,27 +4,18 @@ terminology and provenance in the header fields that vtkMRMLSegmentationStorageN
 from __future__ import annotations
 
 import gzip
-import json
 import re
 from collections.abc import Iterator, Sequence
-from datetime import datetime, timezone
 from typing import BinaryIO
 
 import numpy as np
 
+from .extent import Extent, mask_extent
 from .segment import Segment, Segmentation
-from .vocabulary import Code
+from .segment_tags import provenance_record, segment_tags
 
-# Names of the lists that Slicer ships; the codes themselves travel in the entry.
-TERMINOLOGY_CONTEXT = "Segmentation category and type - 3D Slicer General Anatomy list"
-REGION_CONTEXT = "Anatomic codes - DICOM master list"
-# vtkSlicerSegmentationsModuleLogic's words. Only the user calls a segment completed.
-STATUS_UNREVIEWED, STATUS_NOTHING_YET = "inprogress", "notstarted"
 NRRD_TYPES = {np.dtype(np.uint8): "unsigned char", np.dtype(np.uint16): "unsigned short"}
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
-
-Extent = tuple[int, int, int, int, int, int]  # first and last index along i, j, k, inclusive
-EMPTY_EXTENT: Extent = (0, -1, 0, -1, 0, -1)
 
 
 def write_seg_nrrd(segmentation: Segmentation, file: BinaryIO) -> None:
@@ -46,16 +37,6 @@ def write_seg_nrrd(segmentation: Segmentation, file: BinaryIO) -> None:
     with gzip.GzipFile(filename="", mode="wb", fileobj=file, compresslevel=6, mtime=0) as stream:
         for slab in _slabs(segmentation, extents, layers, dtype):
             stream.write(slab.tobytes())
-
-
-def mask_extent(mask: np.ndarray) -> Extent:
-    """First and last index along i, j, k that hold a voxel of ``mask`` [k, j, i]; ``EMPTY_EXTENT`` when none does."""
-    k = np.flatnonzero(mask.any(axis=(1, 2)))
-    if k.size == 0:
-        return EMPTY_EXTENT
-    inside = mask[k[0] : k[-1] + 1]
-    j, i = np.flatnonzero(inside.any(axis=(0, 2))), np.flatnonzero(inside.any(axis=(0, 1)))
-    return int(i[0]), int(i[-1]), int(j[0]), int(j[-1]), int(k[0]), int(k[-1])
 
 
 def layer_of_each(masks: Sequence[np.ndarray], extents: Sequence[Extent]) -> list[int]:
@@ -121,46 +102,8 @@ def _segment_fields(
 
 
 def _tags(segment: Segment, segmentation: Segmentation) -> dict[str, str]:
-    tags = {
-        "MedZeroSeg.Found": "true" if segment.found else "false",
-        "MedZeroSeg.Provenance": provenance_json(segment, segmentation),
-        "Segmentation.Status": STATUS_UNREVIEWED if segment.found else STATUS_NOTHING_YET,
-    }
-    if segment.code and segment.category:
-        tags["TerminologyEntry"] = terminology_entry(segment.category, segment.code, segment.modifier)
-    return tags
-
-
-def terminology_entry(category: Code, code: Code, modifier: Code | None) -> str:
-    """Slicer's serialised terminology: context~category~type~modifier~region context~region~region modifier."""
-    codes = [_serialised(category), _serialised(code), _serialised(modifier)]
-    return "~".join([TERMINOLOGY_CONTEXT, *codes, REGION_CONTEXT, _serialised(None), _serialised(None)])
-
-
-def _serialised(code: Code | None) -> str:
-    if code is None:
-        return "^^"
-    return "^".join(re.sub(r"[~^|]", " ", part) for part in (code.scheme, code.value, code.meaning))
-
-
-def provenance_json(segment: Segment, segmentation: Segmentation) -> str:
-    """How a segment came about, as JSON without ``|``, which ends a tag in the file."""
-    record = {
-        "typed": segment.typed,
-        "name": segment.name,
-        "found": segment.found,
-        "score": segment.score,
-        "warnings": segment.warnings,
-        **segment.provenance,
-        "version": segmentation.version,
-        "preset": segmentation.preset,
-        "settings": segmentation.settings,
-        "weights": segmentation.weights,
-        "device": segmentation.device,
-        "volume_fingerprint": segmentation.volume.fingerprint,
-        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-    }
-    return json.dumps(record, ensure_ascii=False).replace("|", "\\u007c")
+    record = provenance_record(segment, segmentation)
+    return segment_tags(record, segment.found, segment.category, segment.code, segment.modifier)
 
 
 def _segmentation_fields(segmentation: Segmentation) -> Iterator[str]:

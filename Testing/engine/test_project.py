@@ -25,8 +25,11 @@ FORBIDDEN = {
     "text_image": (*STAGES, *CALLERS),
     "mask_decoder": (*STAGES, *CALLERS),
     **dict.fromkeys(STAGES, CALLERS),
-    **dict.fromkeys(("volume", "volume_io", "intensity", "slices", "vocabulary", "queries"), (*STAGES, *CALLERS)),
-    **dict.fromkeys(("segment", "writers", "seg_nrrd", "nifti_labels"), (*STAGES, *CALLERS)),
+    **dict.fromkeys(
+        ("volume", "modality", "outside", "volume_io", "intensity", "slices", "vocabulary", "queries"),
+        (*STAGES, *CALLERS),
+    ),
+    **dict.fromkeys(("segment", "extent", "segment_tags", "writers", "seg_nrrd", "nifti_labels"), (*STAGES, *CALLERS)),
     "pipeline": ("editing", "worker", "cohort", "cli", "evaluation", "training"),
     "presets": ("pipeline", "editing", "worker", "cohort", "cli", "evaluation", "training"),
 }
@@ -42,7 +45,7 @@ WITH_TORCH = (
     "pipeline",
     "evaluation.baseline",
 )
-LIGHT = ("", ".queries", ".vocabulary", ".protocol", ".volume_io", ".writers")
+LIGHT = ("", ".queries", ".vocabulary", ".protocol", ".modality", ".segment_tags", ".volume_io", ".writers")
 HEAVY = ("torch", "torchvision", "timm", "transformers", "open_clip", "matplotlib", "slicer", "qt", "ctk", "vtk")
 
 
