@@ -15,8 +15,6 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from .errors import InputError, InstallationError
-from .nifti_labels import write_nifti_labels
-from .seg_nrrd import write_seg_nrrd
 from .segment import Segment, Segmentation
 from .volume import Volume
 
@@ -44,6 +42,9 @@ def write_segmentation(segmentation: Segmentation, path: str | Path) -> tuple[Pa
     InstallationError
         When the folder cannot be written to or is full; nothing is left behind then.
     """
+    from .nifti_labels import write_nifti_labels  # bring SimpleITK, which who only wants `replacing` needn't wait for
+    from .seg_nrrd import write_seg_nrrd
+
     path = Path(path)
     suffix = check_output(path, segmentation.volume.path)
     if suffix == ".seg.nrrd":
