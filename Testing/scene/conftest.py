@@ -1,24 +1,31 @@
-"""A MRML scene made of Slicer's own libraries (the slicer-core wheel), with the module logics that read and write
-segmentations. No window, no Qt, no application."""
+"""A MRML scene made of Slicer's own libraries (the slicer-core wheel), with the module logics that read, write and
+edit segmentations. No window, no Qt, no application."""
 
 from __future__ import annotations
 
+import sys
 import types
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
+sys.path.insert(0, str(Path(__file__).parents[2] / "MedZeroSeg"))  # as Slicer does with a module's folder
+
 # Module name and logic class, in an order in which each finds the siblings it looks for.
 LOGICS = {
+    "Colors": "vtkSlicerColorLogic",
     "SubjectHierarchy": "vtkSlicerSubjectHierarchyModuleLogic",
     "Terminologies": "vtkSlicerTerminologiesModuleLogic",
     "Volumes": "vtkSlicerVolumesLogic",
     "Segmentations": "vtkSlicerSegmentationsModuleLogic",
+    "Sequences": "vtkSlicerSequencesLogic",
+    "Transforms": "vtkSlicerTransformLogic",
 }
 
 
 @pytest.fixture(scope="session")
-def application_scene() -> Iterator[types.SimpleNamespace]:
+def application_scene(tmp_path_factory: pytest.TempPathFactory) -> Iterator[types.SimpleNamespace]:
     """The scene under the names that `slicer.util` looks up: slicer.mrmlScene and slicer.modules.NAME.logic()."""
     import slicer
     import slicer.util
@@ -26,6 +33,12 @@ def application_scene() -> Iterator[types.SimpleNamespace]:
 
     scene, application = slicer.vtkMRMLScene(), slicer.vtkSlicerApplicationLogic()
     modules = types.SimpleNamespace()
+    cache, data_io = slicer.vtkCacheManager(), slicer.vtkDataIOManager()  # without them no .mrb is read
+    cache.SetRemoteCacheDirectory(str(tmp_path_factory.mktemp("cache")))
+    cache.SetMRMLScene(scene)
+    scene.SetCacheManager(cache)
+    data_io.SetCacheManager(cache)
+    scene.SetDataIOManager(data_io)
     shown = vtk.vtkObject.GetGlobalWarningDisplay()
     vtk.vtkObject.GlobalWarningDisplayOff()  # the wheel does not hold the terminology lists that a logic looks for
     application.SetMRMLScene(scene)

@@ -1,0 +1,389 @@
+"""What a volume node is, whether it can be segmented and if not what to do, and its voxels as the engine takes them.
+The engine gets the array [k, j, i] and the IJK → LPS matrix of the volume itself, without any parent transform."""
+
+from __future__ import annotations
+
+import os
+from collections import OrderedDict
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from MedZeroSegLib.errors import InputError
+from MedZeroSegLib.modality import PICTURE_SUFFIXES, guess_modality, holds_whole_numbers, modality_of_dicom
+from MedZeroSegLib.outside import padding_value
+from MedZeroSegLib.volume import SHEAR_MAX_DEGREES, shear_degrees
+
+from .translation import _
+
+LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])  # its own inverse
+DICOM_MODALITY_TAG = "0008,0060"
+SLICED_MODALITIES = ("CT", "MR", "PET", "nuclear medicine")  # one slice of these has its place in the patient
+SPACING_MIN_MM = 0.01  # below it, a file in another unit (metres, cm) is likelier than such an image of a patient
+EXPORTS_KEPT = 2  # files; the one before the newest may still be read
+SEEN_VOLUMES = 8  # volumes whose grey levels are remembered
+
+
+@dataclass(frozen=True)
+class VolumeState:
+    """What the panel says of a volume.
+
+    Attributes
+    ----------
+    usable : whether it can be segmented.
+    sentence : if not, why, and what to do; else empty.
+    modality, modality_source : members of ``MODALITIES`` and ``MODALITY_SOURCES`` of MedZeroSegLib.volume.
+    size_line : such as "512 x 512 x 100 voxels, 0.70 x 0.70 x 5.00 mm", along i, j, k.
+    warnings : sentences to show once.
+    dimension : 2 for pictures, radiographs and single slices of unknown kind, else 3.
+    calibrated : whether the spacing is in mm.
+    """
+
+    usable: bool
+    sentence: str
+    modality: str | None = None
+    modality_source: str | None = None
+    size_line: str = ""
+    warnings: tuple[str, ...] = ()
+    dimension: int = 3
+    calibrated: bool = True
+
+
+@dataclass(frozen=True)
+class VolumeExport:
+    """A volume on its way to the engine: the message's "volume" entry, and the voxels that belong into its file.
+
+    ``write`` touches no MRML, so that it may run in a thread while the window stays alive.
+    """
+
+    message: dict[str, Any]
+    voxels: np.ndarray
+
+    def write(self) -> None:
+        """Write the .npy of this state of the volume unless it is there; of older ones keep ``EXPORTS_KEPT``."""
+        path = Path(self.message["voxels"])
+        if not path.exists():
+            part = path.with_suffix(".part")
+            with part.open("wb") as file:
+                np.save(file, self.voxels, allow_pickle=False)
+            os.replace(part, path)
+        others = sorted(set(path.parent.glob("volume-*.npy")) - {path}, key=lambda other: other.stat().st_mtime)
+        for other in others[: max(0, len(others) + 1 - EXPORTS_KEPT)]:
+            with suppress(OSError):  # Windows deletes no file that is still mapped
+                other.unlink()
+
+
+def describe_volume(volume_node: Any, given: str | None = None) -> VolumeState:
+    """State of a node of the volume selector, or of None.
+
+    Parameters
+    ----------
+    given : modality that the user chose; wins over DICOM and over the guess.
+    """
+    sentence = _not_an_image(volume_node) or _not_a_grid(volume_node)
+    levels = None if sentence else _grey_levels(volume_node)
+    if levels is not None and levels.empty:
+        sentence = _("{name} holds nothing but padding, NaN or infinity; load the image again.").format(
+            name=volume_node.GetName()
+        )
+    if sentence or levels is None:
+        return VolumeState(usable=False, sentence=sentence)
+    stated = given or _modality_in_dicom(volume_node)
+    dimension = _dimension(volume_node, stated)
+    guess = guess_modality(levels.smallest, levels.largest, levels.whole_numbers, dimension)
+    calibrated = _is_calibrated(volume_node, dimension)
+    return VolumeState(
+        usable=True,
+        sentence="",
+        modality=stated or guess,
+        modality_source="given" if given else "dicom" if stated else "guess",
+        size_line=_size_line(volume_node, dimension, calibrated),
+        warnings=tuple(_warnings(volume_node, levels)),
+        dimension=dimension,
+        calibrated=calibrated,
+    )
+
+
+def export_volume(volume_node: Any, folder: str | Path, given: str | None = None) -> dict[str, Any]:
+    """Write the voxels [k, j, i] into a folder as .npy, ready for memory mapping.
+
+    Returns
+    -------
+    The "volume" entry of the engine's "segment" message.
+
+    Raises
+    ------
+    InputError
+        When the volume cannot be segmented.
+    """
+    export = prepare_export(volume_node, folder, given)
+    export.write()
+    return export.message
+
+
+def prepare_export(volume_node: Any, folder: str | Path, given: str | None = None) -> VolumeExport:
+    """All of ``export_volume`` but the writing. The voxels are those of the node, not copied (colors become grey)."""
+    state = describe_volume(volume_node, given)
+    if not state.usable:
+        raise InputError(state.sentence)
+    stamp = volume_stamp(volume_node)
+    assert stamp is not None
+    message = {
+        "voxels": str(Path(folder) / f"volume-{stamp[1]}.npy"),
+        "ijk_to_lps": ijk_to_lps(volume_node).tolist(),
+        "modality": state.modality,
+        "modality_source": state.modality_source,
+        "dimension": state.dimension,
+        "calibrated": state.calibrated,
+    }
+    return VolumeExport(message, _grey_voxels(volume_node)[0])
+
+
+def volume_stamp(volume_node: Any) -> tuple[str, int] | None:
+    """Names the voxels that a node holds now; another stamp means other voxels. None when it has none or has gone."""
+    if volume_node is None or volume_node.GetScene() is None or not _has_voxels(volume_node):
+        return None
+    return volume_node.GetID(), volume_node.GetImageData().GetPointData().GetScalars().GetMTime()
+
+
+def ijk_to_lps(volume_node: Any) -> np.ndarray:
+    """IJK → LPS mm [4, 4] of the volume itself, without its parent transform."""
+    import slicer.util
+    import vtk
+
+    matrix = vtk.vtkMatrix4x4()
+    volume_node.GetIJKToRASMatrix(matrix)
+    return LPS_TO_RAS @ slicer.util.arrayFromVTKMatrix(matrix)
+
+
+def under_nonlinear_transform(volume_node: Any) -> bool:
+    """Whether a transform that is more than a matrix, such as a warp, lies between the volume and the world."""
+    parent = volume_node.GetParentTransformNode()
+    return parent is not None and not parent.IsTransformToWorldLinear()
+
+
+# Whether it can be segmented
+
+
+def _not_an_image(node: Any) -> str:
+    """Why a node is no image, and what to do; empty when it is one."""
+    if node is None:
+        return _("Load an image first (drag a DICOM folder or a file here).")
+    name = node.GetName()
+    if node.IsA("vtkMRMLSequenceNode"):
+        text = _("{name} is a sequence; choose the volume that shows its current frame.")
+    elif node.IsA("vtkMRMLLabelMapVolumeNode"):
+        text = _("{name} is a label map and not an image; choose the image that it was drawn on.")
+    elif not node.IsA("vtkMRMLScalarVolumeNode"):
+        text = _("{name} is not an image; choose a volume.")
+    elif not _has_voxels(node):
+        text = _("{name} has no voxels yet; wait until it is loaded, or load it again.")
+    elif node.GetImageData().GetNumberOfScalarComponents() > 1 and not _is_colour(node):
+        text = _(
+            "{name} holds several numbers a voxel; extract one of them as a scalar volume "
+            "(module Vector to Scalar Volume) and choose that."
+        )
+    else:
+        text = ""
+    return text.format(name=name)
+
+
+def _not_a_grid(node: Any) -> str:
+    matrix = ijk_to_lps(node)
+    lengths = np.linalg.norm(matrix[:3, :3], axis=0)
+    if not np.isfinite(matrix).all() or not lengths.all():
+        text = _("{name} has an axis without length; correct its spacing in the Volumes module.")
+    elif abs(np.linalg.det(matrix[:3, :3] / lengths)) < 1e-3:  # the engine's limit
+        text = _("Two axes of {name} have the same direction; correct its geometry or load the image again.")
+    elif (degrees := shear_degrees(matrix)) > SHEAR_MAX_DEGREES:
+        text = _("{name} has a sheared grid, {degrees} degrees off the right angle; resample it first.")
+        return text.format(name=node.GetName(), degrees=f"{degrees:.2f}")
+    else:
+        text = ""
+    return text.format(name=node.GetName())
+
+
+def _has_voxels(node: Any) -> bool:
+    image = node.GetImageData()
+    return image is not None and image.GetPointData().GetScalars() is not None and image.GetNumberOfPoints() > 0
+
+
+def _is_colour(node: Any) -> bool:
+    """Whether several numbers a voxel are colours, by the engine's rule for files: three or four bytes."""
+    image = node.GetImageData()
+    return image.GetNumberOfScalarComponents() in (3, 4) and image.GetScalarTypeAsString() == "unsigned char"
+
+
+# What kind of image
+
+
+def _modality_in_dicom(node: Any) -> str | None:
+    """Modality that DICOM states: in the subject hierarchy, else in Slicer's DICOM database."""
+    name = _modality_in_hierarchy(node) or _modality_in_database(node)
+    return modality_of_dicom(name or None)
+
+
+def _modality_in_hierarchy(node: Any) -> str:
+    import slicer
+
+    hierarchy = slicer.vtkMRMLSubjectHierarchyNode.GetSubjectHierarchyNode(node.GetScene())
+    if hierarchy is None:
+        return ""
+    key = slicer.vtkMRMLSubjectHierarchyConstants.GetDICOMSeriesModalityAttributeName()
+    item, root = hierarchy.GetItemByDataNode(node), hierarchy.GetSceneItemID()
+    while item and item != root:  # a volume made from several files lies below its series
+        if name := hierarchy.GetItemAttribute(item, key):
+            return str(name)
+        item = hierarchy.GetItemParent(item)
+    return ""
+
+
+def _modality_in_database(node: Any) -> str:
+    import slicer
+
+    instances = (node.GetAttribute("DICOM.instanceUIDs") or "").split()
+    database = getattr(slicer, "dicomDatabase", None)
+    if not instances or database is None:
+        return ""
+    return str(database.instanceValue(instances[0], DICOM_MODALITY_TAG) or "")
+
+
+def _dimension(node: Any, stated: str | None) -> int:
+    """2 for a picture file and for one slice without a place of its own; Slicer itself keeps everything in 3D."""
+    is_slice = node.GetImageData().GetDimensions()[2] == 1
+    return 2 if is_slice and (_is_picture_file(node) or stated not in SLICED_MODALITIES) else 3
+
+
+def _is_picture_file(node: Any) -> bool:
+    storage = node.GetStorageNode()
+    return bool(storage) and (storage.GetFileName() or "").lower().endswith(PICTURE_SUFFIXES)
+
+
+def _is_calibrated(node: Any, dimension: int) -> bool:
+    """Picture files carry no size in mm, and Slicer gives spacing 1 to what has none."""
+    return not _is_picture_file(node) and not (dimension == 2 and tuple(node.GetSpacing()[:2]) == (1.0, 1.0))
+
+
+def _size_line(node: Any, dimension: int, calibrated: bool) -> str:
+    size = " x ".join(map(str, node.GetImageData().GetDimensions()[:dimension]))
+    spacing = " x ".join(f"{mm:.2f}" if mm >= 0.1 else f"{mm:.2g}" for mm in node.GetSpacing()[:dimension])
+    if not calibrated:
+        return _("{size} pixels, size in mm unknown").format(size=size)
+    text = _("{size} pixels, {spacing} mm") if dimension == 2 else _("{size} voxels, {spacing} mm")
+    return text.format(size=size, spacing=spacing)
+
+
+def _warnings(node: Any, levels: _GreyLevels) -> list[str]:
+    warnings = []
+    if frame := _sequence_frame(node):
+        text = _("This is frame {number} of {count} of a sequence, and only this frame is segmented.")
+        warnings.append(text.format(number=frame[0] + 1, count=frame[1]))
+    if under_nonlinear_transform(node):
+        warnings.append(
+            _(
+                "{name} lies under a non-linear transform: it is segmented on its own grid, and the segments "
+                "get the same transform."
+            ).format(name=node.GetName())
+        )
+    if levels.lost_colour:
+        warnings.append(_("The colors of the image are turned into grey levels."))
+    if levels.not_finite:
+        text = _("{count} voxels are NaN or infinite and are treated as outside the image.")
+        warnings.append(text.format(count=levels.not_finite))
+    if min(node.GetSpacing()) < SPACING_MIN_MM:
+        text = _("A voxel of {size} mm is very small; if the file is not in mm, correct its spacing.")
+        warnings.append(text.format(size=f"{min(node.GetSpacing()):.2g}"))
+    return warnings
+
+
+def _sequence_frame(node: Any) -> tuple[int, int] | None:
+    """Which frame, from 0, of how many a volume shows of a sequence; None when it isn't the proxy of one."""
+    scene = node.GetScene()
+    for number in range(scene.GetNumberOfNodesByClass("vtkMRMLSequenceBrowserNode")):
+        browser = scene.GetNthNodeByClass(number, "vtkMRMLSequenceBrowserNode")
+        if browser.GetSequenceNode(node) is not None:
+            return browser.GetSelectedItemNumber(), browser.GetNumberOfItems()
+    return None
+
+
+# Grey levels
+
+
+@dataclass(frozen=True)
+class _GreyLevels:
+    """Range of what is image, as the engine sees it after it has set padding and NaN aside."""
+
+    empty: bool
+    smallest: float = 0.0
+    largest: float = 0.0
+    whole_numbers: bool = True
+    not_finite: int = 0
+    lost_colour: bool = False
+
+
+_seen: OrderedDict[tuple[str, int], _GreyLevels] = OrderedDict()
+
+
+def _grey_levels(node: Any) -> _GreyLevels:
+    """Looked at once for each state of the voxels: the panel asks at every change of anything."""
+    stamp = volume_stamp(node)
+    assert stamp is not None
+    if stamp not in _seen:
+        _seen[stamp] = _look_at(*_grey_voxels(node))
+        while len(_seen) > SEEN_VOLUMES:
+            _seen.popitem(last=False)
+    return _seen[stamp]
+
+
+def _grey_voxels(node: Any) -> tuple[np.ndarray, bool]:
+    """Grey levels [k, j, i], a view where there are no colours, and whether colour was lost."""
+    import slicer.util
+
+    voxels = slicer.util.arrayFromVolume(node)
+    if voxels.ndim == 3:
+        return voxels, False
+    from MedZeroSegLib.reading import to_grey  # brings SimpleITK
+
+    grey, lost_colour = to_grey(np.moveaxis(voxels, -1, 0))
+    return np.ascontiguousarray(grey), lost_colour
+
+
+def _look_at(voxels: np.ndarray, lost_colour: bool) -> _GreyLevels:
+    not_finite = 0
+    if voxels.dtype.kind == "f":
+        with np.errstate(over="ignore", invalid="ignore"):
+            looks_finite = bool(np.isfinite(voxels.sum()))  # quick; a sum may also overflow
+        not_finite = 0 if looks_finite else sum(int(np.count_nonzero(~np.isfinite(section))) for section in voxels)
+    if not_finite == voxels.size:
+        return _GreyLevels(empty=True)
+    if not_finite:
+        smallest, largest = _finite_range(voxels)
+    else:
+        smallest, largest = _range_without_padding(voxels)
+    middle = voxels[len(voxels) // 2]
+    filled = np.where(np.isfinite(middle), middle, smallest) if not_finite else middle
+    return _GreyLevels(
+        empty=False,
+        smallest=smallest,
+        largest=largest,
+        whole_numbers=holds_whole_numbers(filled[np.newaxis]),
+        not_finite=not_finite,
+        lost_colour=lost_colour,
+    )
+
+
+def _finite_range(voxels: np.ndarray) -> tuple[float, float]:
+    sections = [section[np.isfinite(section)] for section in voxels]
+    held = [section for section in sections if section.size]
+    return float(min(section.min() for section in held)), float(max(section.max() for section in held))
+
+
+def _range_without_padding(voxels: np.ndarray) -> tuple[float, float]:
+    padding = padding_value(voxels, 2 if len(voxels) == 1 else 3)
+    if padding is None:
+        return float(voxels.min()), float(voxels.max())
+    image = voxels != padding
+    return float(voxels.min(where=image, initial=voxels.max())), float(voxels.max(where=image, initial=voxels.min()))
