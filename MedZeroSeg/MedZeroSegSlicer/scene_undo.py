@@ -6,8 +6,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-EDITOR_TAG = "MedZeroSeg"  # singleton of the hidden editor node
-
 
 class SceneUndo:
     """Undo of what the module writes into one segmentation: one step for each run or action.
@@ -26,7 +24,7 @@ class SceneUndo:
 
         scene = segmentation_node.GetScene()
         self._segmentation = segmentation_node.GetSegmentation()
-        self._editor_node = scene.GetSingletonNode(EDITOR_TAG, "vtkMRMLSegmentEditorNode") or _editor_node(scene)
+        self._editor_node = _editor_node(scene)
         self._editor_node.SetAndObserveSegmentationNode(segmentation_node)
         self._editor_node.SetAndObserveSourceVolumeNode(volume_node)
         self._logic = slicer.vtkSlicerSegmentEditorLogic()
@@ -85,6 +83,8 @@ class SceneUndo:
         self._logic.ClearUndoState()
         self._logic.SetSegmentEditorNode(None)
         self._logic.SetMRMLScene(None)
+        if self._editor_node.GetScene() is not None:
+            self._editor_node.GetScene().RemoveNode(self._editor_node)
 
     @contextmanager
     def _own(self) -> Iterator[None]:
@@ -104,8 +104,8 @@ def _editor_node(scene: Any) -> Any:
     import slicer
 
     node = slicer.vtkMRMLSegmentEditorNode()
-    node.SetSingletonTag(EDITOR_TAG)
     node.SetHideFromEditors(True)
     node.SetSaveWithScene(False)
+    node = scene.AddNode(node)
     node.SetOverwriteMode(node.OverwriteNone)
-    return scene.AddNode(node)
+    return node

@@ -74,8 +74,13 @@ def _place_beside(segmentation_node: Any, volume_node: Any) -> None:
 
     hierarchy = slicer.vtkMRMLSubjectHierarchyNode.GetSubjectHierarchyNode(volume_node.GetScene())
     item, of_volume = hierarchy.GetItemByDataNode(segmentation_node), hierarchy.GetItemByDataNode(volume_node)
-    if item and of_volume and hierarchy.GetItemParent(item) == hierarchy.GetSceneItemID():
-        hierarchy.SetItemParent(item, hierarchy.GetItemParent(of_volume))
+    if not of_volume:
+        return
+    parent = hierarchy.GetItemParent(of_volume)
+    if not item:
+        hierarchy.CreateItem(parent, segmentation_node)
+    elif hierarchy.GetItemParent(item) == hierarchy.GetSceneItemID():
+        hierarchy.SetItemParent(item, parent)
 
 
 # Voxels

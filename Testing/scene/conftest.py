@@ -3,6 +3,7 @@ edit segmentations. No window, no Qt, no application."""
 
 from __future__ import annotations
 
+import json
 import sys
 import types
 from collections.abc import Iterator
@@ -60,3 +61,18 @@ def scene(application_scene: types.SimpleNamespace) -> Iterator[object]:
     application_scene.scene.Clear()
     yield application_scene.scene
     application_scene.scene.Clear()
+
+
+@pytest.fixture
+def terminologies_of_slicer(application_scene: types.SimpleNamespace, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """A piece of Slicer's General Anatomy list, which the wheel does not hold, under its own name."""
+    structure = {"CodingSchemeDesignator": "SCT", "CodeValue": "123037004", "CodeMeaning": "Anatomical Structure"}
+    muscle = {"CodingSchemeDesignator": "SCT", "CodeValue": "99999", "CodeMeaning": "Gracilis"}
+    content = {
+        "SegmentationCategoryTypeContextName": "Segmentation category and type - 3D Slicer General Anatomy list",
+        "@schema": "https://raw.githubusercontent.com/qiicr/dcmqi/master/doc/segment-context-schema.json#",
+        "SegmentationCodes": {"Category": [{**structure, "Type": [{**muscle, "3dSlicerLabel": "gracilis muscle"}]}]},
+    }
+    path = tmp_path_factory.mktemp("terminology") / "general.term.json"
+    path.write_text(json.dumps(content), encoding="utf-8")
+    assert application_scene.modules.terminologies.logic().LoadTerminologyFromFile(str(path))
