@@ -1,0 +1,584 @@
+"""MedZeroSeg in 3D Slicer: type the names of structures, get them as editable segments.
+The module, its parameters, a thin panel, and a logic that scripts can use without the panel."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+import sys
+import time
+from collections.abc import Callable, Sequence
+from enum import Enum
+from typing import Any
+
+# Installed, MedZeroSegLib lies beside this file; in a working copy it is one level up.
+if importlib.util.find_spec("MedZeroSegLib") is None:
+    sys.path.append(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+
+import ctk
+import qt
+import slicer
+import vtk
+from MedZeroSegSlicer.install import Setup, consent_text, examine, install
+from MedZeroSegSlicer.names_review import Review, insert_names, name_at, name_lists, replace_name, review_names
+from MedZeroSegSlicer.panel_state import Facts, panel_state, volume_line
+from MedZeroSegSlicer.preferences import preference, recent_lists, remember_list, set_preference
+from MedZeroSegSlicer.report import report_text
+from MedZeroSegSlicer.run_state import Phase, RunState
+from MedZeroSegSlicer.scene_choice import likely_volume, result_of
+from MedZeroSegSlicer.segmentation_run import SegmentationRun, Settings
+from MedZeroSegSlicer.sentences import run_sentence
+from MedZeroSegSlicer.volumes import VolumeState, describe_volume, volume_stamp
+from slicer import vtkMRMLScalarVolumeNode, vtkMRMLSegmentationNode
+from slicer.i18n import tr as _
+from slicer.i18n import translate
+from slicer.parameterNodeWrapper import parameterNodeWrapper
+from slicer.ScriptedLoadableModule import (
+    ScriptedLoadableModule,
+    ScriptedLoadableModuleLogic,
+    ScriptedLoadableModuleWidget,
+)
+from slicer.util import VTKObservationMixin
+
+from MedZeroSegLib.errors import InstallationError
+
+POLL_MS = 50
+REVIEW_HEIGHT_MAX, REVIEW_MARGIN = 132, 8  # pixels; a longer review scrolls
+
+
+class MedZeroSeg(ScriptedLoadableModule):
+    """What Slicer lists."""
+
+    def __init__(self, parent: Any) -> None:
+        ScriptedLoadableModule.__init__(self, parent)
+        parent.title = "MedZeroSeg"
+        parent.categories = [translate("qSlicerAbstractCoreModule", "Segmentation")]
+        parent.dependencies = ["Segmentations", "SubjectHierarchy", "Terminologies"]
+        parent.contributors = ["MedZeroSeg contributors"]
+        parent.helpText = _(
+            "Type the names of structures; each that is found becomes an editable segment with name, color and code. "
+            "CT, MR and X-ray images, on this computer. For research use: check every segment."
+        )
+        parent.acknowledgementText = _(
+            "After the method of Zhang, Huang and Li, MedZeroSeg, PLOS ONE 21(3):e0344978, 2026. Models: LiteMedSAM "
+            "and all-MiniLM-L6-v2 (Apache-2.0)."
+        )
+
+
+class Modality(Enum):
+    """What kind of image the user says it is; the values are the engine's."""
+
+    AUTO = ""
+    CT = "CT"
+    MR = "MR"
+    XRAY = "X-ray"
+    ULTRASOUND = "ultrasound"
+    PET = "PET"
+    NUCLEAR = "nuclear medicine"
+    OTHER = "other"
+
+    def label(self) -> str:
+        """Text in the menu."""
+        words = {"": _("Automatic"), "ultrasound": _("Ultrasound"), "other": _("Other")}
+        return words.get(self.value) or (_("Nuclear medicine") if self is Modality.NUCLEAR else self.value)
+
+
+class Device(Enum):
+    """What computes; the values are the engine's."""
+
+    AUTO = "auto"
+    CPU = "cpu"
+    CUDA = "cuda"
+    MPS = "mps"
+
+    def label(self) -> str:
+        """Text in the menu."""
+        return {
+            "auto": _("Automatic"), "cpu": _("CPU"), "cuda": _("NVIDIA graphics card"), "mps": _("Apple graphics"),
+        }[self.value]  # fmt: skip
+
+
+class Models(Enum):
+    """Which models; the values are the engine's presets."""
+
+    LITE = "lite"
+    RESEARCH = "lite-research"
+
+    def label(self) -> str:
+        """Text in the menu."""
+        return {
+            "lite": _("Lite (Apache-2.0)"), "lite-research": _("Lite, research data too (non-commercial)"),
+        }[self.value]  # fmt: skip
+
+
+@parameterNodeWrapper
+class MedZeroSegParameterNode:
+    """What the scene remembers of the panel; segmentation None means a new one."""
+
+    inputVolume: vtkMRMLScalarVolumeNode
+    segmentation: vtkMRMLSegmentationNode
+    prompts: str = ""
+    modality: Modality = Modality.AUTO
+    models: Models = Models.LITE
+    device: Device = Device.AUTO
+    stayOut: bool = False
+
+
+class MedZeroSegWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
+    """The panel: `refresh` copies onto the controls what `panel_state` says, and nothing else changes them."""
+
+    def __init__(self, parent: Any = None) -> None:
+        ScriptedLoadableModuleWidget.__init__(self, parent)
+        VTKObservationMixin.__init__(self)
+        self.logic: MedZeroSegLogic | None = None
+        self.parameters: MedZeroSegParameterNode | None = None
+        self._guiTag: Any = None
+        self._volume: Any = None  # the one that is observed
+        self._confirmed: tuple[str, ...] = ()  # unknown names that the user wants to try
+        self._review = Review()  # as shown
+        self._shortcuts: list[Any] = []
+
+    def setup(self) -> None:
+        """Load the panel and connect it."""
+        ScriptedLoadableModuleWidget.setup(self)
+        widget = slicer.util.loadUI(self.resourcePath("UI/MedZeroSeg.ui"))
+        self.layout.addWidget(widget)
+        self.ui = slicer.util.childWidgetVariables(widget)
+        widget.setMRMLScene(slicer.mrmlScene)
+        self.logic = MedZeroSegLogic()
+        self.logic.onChanged = self.refresh
+        self.ui.weightsFolderEdit.filters = ctk.ctkPathLineEdit.Dirs
+        self.ui.weightsFolderEdit.currentPath = preference("weightsFolder")
+        self._connect()
+        self.addObserver(slicer.mrmlScene, slicer.mrmlScene.StartCloseEvent, self.onSceneStartClose)
+        self.addObserver(slicer.mrmlScene, slicer.mrmlScene.EndCloseEvent, self.onSceneEndClose)
+        self.useParameters(self.logic.getParameterNode())
+
+    def _connect(self) -> None:
+        ui = self.ui
+        for button, slot in (
+            (ui.runButton, self.onRun), (ui.cancelButton, self.logic.cancel), (ui.setupButton, self.onSetup),
+            (ui.folderButton, self.onChooseFolder), (ui.undoButton, self.logic.undo), (ui.editButton, self.onEdit),
+            (ui.checkButton, self.onCheck), (ui.freeButton, self.logic.free), (ui.reportButton, self.onReport),
+        ):  # fmt: skip
+            button.connect("clicked(bool)", lambda _checked, slot=slot: slot())
+        ui.promptsEdit.connect("textChanged()", self.onPrompts)
+        ui.promptsEdit.connect("cursorPositionChanged()", self.refreshTab)
+        ui.reviewList.connect("itemClicked(QListWidgetItem*)", self.onReviewClicked)
+        ui.tryUnknownBox.connect("toggled(bool)", self.onTryUnknown)
+        ui.licenceBox.connect("toggled(bool)", self.onLicence)
+        ui.weightsFolderEdit.connect("currentPathChanged(QString)", self.onWeightsFolder)
+        self._listsMenu = qt.QMenu(ui.listsButton)
+        self._listsMenu.connect("aboutToShow()", self.fillListsMenu)
+        ui.listsButton.setMenu(self._listsMenu)
+        self._tab = qt.QShortcut(qt.QKeySequence("Tab"), ui.promptsEdit)
+        self._tab.setContext(qt.Qt.WidgetShortcut)
+        self._tab.connect("activated()", self.onTab)
+
+    # Life of the module
+
+    def enter(self) -> None:
+        """The user comes to the module."""
+        self.logic.examine()
+        if self.parameters is None:
+            self.useParameters(self.logic.getParameterNode())
+        if self.parameters.inputVolume is None:
+            self.parameters.inputVolume = self.logic.likelyVolume()
+        parent = slicer.util.mainWindow() or self.parent
+        for keys, slot in (("Ctrl+Return", self.onRun), ("Ctrl+Enter", self.onRun), ("Esc", self.logic.cancel)):
+            shortcut = qt.QShortcut(qt.QKeySequence(keys), parent)
+            shortcut.connect("activated()", slot)
+            self._shortcuts.append(shortcut)
+        self.refresh()
+
+    def exit(self) -> None:
+        """The user leaves the module; a run goes on."""
+        for shortcut in self._shortcuts:
+            shortcut.enabled = False
+            shortcut.setParent(None)
+        self._shortcuts = []
+
+    def cleanup(self) -> None:
+        """Slicer unloads the module."""
+        self.exit()
+        self.useParameters(None)
+        self.removeObservers()
+        self.logic.close()
+
+    def onSceneStartClose(self, *_event: Any) -> None:
+        """The user closes the scene: nothing may write into it any more."""
+        self.logic.run.abandon()
+        self.useParameters(None)
+
+    def onSceneEndClose(self, *_event: Any) -> None:
+        """The scene is empty now."""
+        if self.parent.isEntered:
+            self.useParameters(self.logic.getParameterNode())
+
+    def useParameters(self, parameters: MedZeroSegParameterNode | None) -> None:
+        """Show and change this parameter node from now on; None lets go of the present one."""
+        if self.parameters is not None:
+            self.parameters.disconnectGui(self._guiTag)
+            self.removeObserver(self.parameters.parameterNode, vtk.vtkCommand.ModifiedEvent, self.onParameters)
+        self.parameters = parameters
+        self._observeVolume(parameters.inputVolume if parameters else None)
+        if parameters is not None:
+            self._guiTag = parameters.connectGui(self.ui)
+            self.addObserver(parameters.parameterNode, vtk.vtkCommand.ModifiedEvent, self.onParameters)
+            self.refresh()
+
+    def onParameters(self, *_event: Any) -> None:
+        """A parameter has changed. Another image gets the result that was made for it, or a new one."""
+        volume = self.parameters.inputVolume
+        if volume is not self._volume:
+            self._observeVolume(volume)
+            self.parameters.segmentation = result_of(volume) if volume else None
+        self.refresh()
+
+    def _observeVolume(self, volume: Any) -> None:
+        """A volume node is in the scene before it has voxels, and its transform may change at any time."""
+        kind = slicer.vtkMRMLScalarVolumeNode
+        for event in (vtk.vtkCommand.ModifiedEvent, kind.ImageDataModifiedEvent, kind.TransformModifiedEvent):
+            if self._volume is not None:
+                self.removeObserver(self._volume, event, self.refresh)
+            if volume is not None:
+                self.addObserver(volume, event, self.refresh)
+        self._volume = volume
+
+    # The one place that changes controls
+
+    def refresh(self, *_event: Any) -> None:
+        """Make every control look as the state says."""
+        if self.parameters is None:
+            return
+        segmentation = self.parameters.segmentation
+        if segmentation is not self.ui.segmentsTable.segmentationNode():
+            self.ui.segmentsTable.setSegmentationNode(segmentation)
+            self.ui.show3DButton.setSegmentationNode(segmentation)
+        self._showPrompts()
+        for name, control in panel_state(self.facts()).items():
+            for key, value in vars(control).items():
+                if value is not None:
+                    setattr(getattr(self.ui, name), key, value)
+        for shortcut in self._shortcuts[2:]:
+            shortcut.enabled = self.ui.cancelButton.enabled
+        self.refreshTab()
+
+    def facts(self) -> Facts:
+        """What is true now."""
+        parameters, run = self.parameters, self.logic.run
+        segmentation = parameters.segmentation
+        return Facts(
+            setup=self.logic.setup,
+            volume=self.volumeState(),
+            review=self.review(),
+            run=run.state,
+            confirmed=self._confirmed,
+            licence_asked=parameters.models is Models.RESEARCH,
+            licence_accepted=preference("licenceAccepted") == "true",
+            has_segments=segmentation is not None and segmentation.GetSegmentation().GetNumberOfSegments() > 0,
+            engine_warm=run.warm,
+            can_undo=run.can_undo,
+        )
+
+    def volumeState(self) -> VolumeState | None:
+        """What the chosen image is; None without one."""
+        volume = self.parameters.inputVolume
+        return None if volume is None else self.logic.describe(volume, self.parameters.modality)
+
+    def review(self) -> Review:
+        """What the typed names were understood as."""
+        state = self.volumeState()
+        return review_names(self.parameters.prompts, state.modality if state else None)
+
+    def _showPrompts(self) -> None:
+        ui, review = self.ui, self.review()
+        if ui.promptsEdit.toPlainText() != self.parameters.prompts:
+            ui.promptsEdit.setPlainText(self.parameters.prompts)
+        if review is self._review:
+            return
+        self._review = review
+        ui.reviewList.clear()
+        for row in review.rows:
+            ui.reviewList.addItem(row.text)
+            ui.reviewList.item(ui.reviewList.count - 1).setToolTip(row.tooltip)
+        height = sum(ui.reviewList.sizeHintForRow(number) for number in range(ui.reviewList.count))
+        ui.reviewList.setFixedHeight(min(height + REVIEW_MARGIN, REVIEW_HEIGHT_MAX))
+        ui.reviewList.visible = bool(review.rows)
+
+    def refreshTab(self) -> None:
+        """Tab completes only where a name is offered; else it goes to the next control, as everywhere."""
+        self._tab.enabled = self.parameters is not None and self.offerAtCursor() is not None
+
+    # What the user does
+
+    def onPrompts(self) -> None:
+        """Kept by hand: Slicer's own connection of a text edit sets the cursor back to the start at every key."""
+        text = self.ui.promptsEdit.toPlainText()
+        if self.parameters is not None and text != self.parameters.prompts:
+            self.parameters.prompts = text
+
+    def setPrompts(self, text: str) -> None:
+        """Put a text into the field, in one step that Ctrl+Z in it takes back."""
+        cursor = self.ui.promptsEdit.textCursor()
+        cursor.select(qt.QTextCursor.Document)
+        cursor.insertText(text)
+
+    def offerAtCursor(self) -> tuple[str, str] | None:
+        """The name that the cursor is in, and the first one offered in its place."""
+        name = name_at(self.ui.promptsEdit.toPlainText(), self.ui.promptsEdit.textCursor().position())
+        offers = ((row.typed, row.replacement) for row in self._review.rows if row.replacement)
+        return next((offer for offer in offers if name and name.casefold() in offer[0].casefold()), None)
+
+    def onTab(self) -> None:
+        """Take the first name offered for the one that the cursor is in."""
+        self.setPrompts(replace_name(self.ui.promptsEdit.toPlainText(), *self.offerAtCursor()))
+
+    def onReviewClicked(self, item: Any) -> None:
+        """Take the name that was clicked."""
+        row = self._review.rows[self.ui.reviewList.row(item)]
+        if row.replacement is not None:
+            self.setPrompts(replace_name(self.ui.promptsEdit.toPlainText(), row.typed, row.replacement))
+
+    def onTryUnknown(self, checked: bool) -> None:
+        """The second, explicit confirmation; it holds for the names that stand there now."""
+        if checked != self.facts().tries_unknown:
+            self._confirmed = self._review.unknown if checked else ()
+            self.refresh()
+
+    def fillListsMenu(self) -> None:
+        """Lists of names often needed together, then those used last."""
+        self._listsMenu.clear()
+        recent = [review_names(text).names for text in recent_lists()]
+        for titles in (name_lists(), {", ".join(names): names for names in recent}):
+            for title, names in titles.items():
+                action = self._listsMenu.addAction(title)
+                action.triggered.connect(lambda *_checked, names=names: self.onList(names))
+            self._listsMenu.addSeparator()
+
+    def onList(self, names: Sequence[str]) -> None:
+        """Add a list of names."""
+        self.setPrompts(insert_names(self.ui.promptsEdit.toPlainText(), names))
+
+    def onRun(self) -> None:
+        """Segment."""
+        if not (self.ui.runButton.visible and self.ui.runButton.enabled):
+            return
+        review, parameters = self._review, self.parameters
+        left_out = () if self.facts().tries_unknown else review.unknown
+        remember_list(parameters.prompts)
+        self.logic.run.on_segmentation = self.onSegmentation
+        self.logic.start(
+            parameters.inputVolume,
+            [name for name in review.names if name not in left_out],
+            self.settings(),
+            segmentation=parameters.segmentation,
+            modality=parameters.modality.value or None,
+            left_out=left_out,
+            stay_out=parameters.stayOut,
+        )
+
+    def onSegmentation(self, node: Any) -> None:
+        """A run has made the segmentation that its results go into."""
+        if self.parameters is not None:
+            self.parameters.segmentation = node
+
+    def settings(self) -> Settings:
+        """How the engine is to run."""
+        return Settings(self.parameters.models.value, self.parameters.device.value, preference("weightsFolder"))
+
+    def onCheck(self) -> None:
+        """Let the engine check itself."""
+        self.logic.check(self.settings())
+
+    def onReport(self) -> None:
+        """Put the report into the clipboard."""
+        report = self.logic.report(self.settings(), volume_line(self.volumeState()))
+        qt.QApplication.clipboard().setText(report)
+
+    def onLicence(self, accepted: bool) -> None:
+        """The user accepts the licence of the research models, or takes that back."""
+        set_preference("licenceAccepted", "true" if accepted else "false")
+        self.refresh()
+
+    def onWeightsFolder(self, folder: str) -> None:
+        """The user has named another folder with model files."""
+        set_preference("weightsFolder", folder)
+        self.logic.examine()
+        self.refresh()
+
+    def onChooseFolder(self) -> None:
+        """Take the model files from a folder."""
+        folder = qt.QFileDialog.getExistingDirectory(self.parent, _("Folder with the model files"))
+        if folder:
+            self.ui.weightsFolderEdit.currentPath = folder
+
+    def onSetup(self) -> None:
+        """Install what is missing, once the user has read what and agreed; then let the engine check itself."""
+        if slicer.util.confirmOkCancelDisplay(consent_text(self.logic.setup), _("Set up MedZeroSeg")):
+            self.logic.install()
+            if self.logic.setup.ready:
+                self.onCheck()
+
+    def onEdit(self) -> None:
+        """Hand the segments over to Slicer's own editor."""
+        slicer.util.selectModule("SegmentEditor")
+        editor = slicer.modules.SegmentEditorWidget.editor
+        editor.setSegmentationNode(self.parameters.segmentation)
+        editor.setSourceVolumeNode(self.parameters.inputVolume)
+
+
+class MedZeroSegLogic(ScriptedLoadableModuleLogic):
+    """What the panel does, for the Python console and scripts as well; Slicer's main thread only.
+
+    >>> logic = MedZeroSegLogic()
+    >>> segmentation = logic.segment(volume, ["liver", "left kidney"])
+    >>> logic.absent
+    []
+
+    Attributes
+    ----------
+    run : the engine and its run; ``run.state`` tells what has come of it.
+    setup : what is missing on this machine, as ``examine`` found it.
+    onChanged : called when the state has changed.
+    """
+
+    def __init__(self, worker: Sequence[str] | None = None) -> None:
+        ScriptedLoadableModuleLogic.__init__(self)
+        self.onChanged: Callable[[], None] = lambda: None
+        self.run = SegmentationRun(worker or workerCommand(), slicer.util.startupEnvironment())
+        self.setup = Setup()
+        self._described: tuple[Any, VolumeState] | None = None
+        self._timer = qt.QTimer()
+        self._timer.setInterval(POLL_MS)
+        self._timer.connect("timeout()", self.poll)
+
+    def getParameterNode(self) -> MedZeroSegParameterNode:
+        """The scene's parameters of this module."""
+        return MedZeroSegParameterNode(ScriptedLoadableModuleLogic.getParameterNode(self))
+
+    def segment(
+        self, volume: Any, names: str | Sequence[str], segmentation: Any = None, modality: Modality = Modality.AUTO,
+        models: Models = Models.LITE, device: Device = Device.AUTO, tryUnknown: bool = False, wait: bool = True,
+    ) -> Any:  # fmt: skip
+        """Segment names in a volume node.
+
+        Parameters
+        ----------
+        names : a list, or one text with separators.
+        segmentation : where the results go; None makes a new one when something was found.
+        tryUnknown : also send names that are no known structure, which are refused otherwise.
+        wait : return when all is done; else at once, and ``onChanged`` tells.
+
+        Returns
+        -------
+        The segmentation node; None where nothing was found, or not yet.
+
+        Raises
+        ------
+        ValueError
+            With the sentence, when a name isn't known.
+        RuntimeError
+            With the sentence, when the run failed.
+        """
+        text = names if isinstance(names, str) else "\n".join(f'"{name}"' for name in names)
+        review = review_names(text)
+        if review.problem or not review.names or (review.unknown and not tryUnknown):
+            unknown = _("Not known: {names}; correct these names, or say tryUnknown=True.")
+            listed = ", ".join(review.unknown)
+            raise ValueError(review.problem or (unknown.format(names=listed) if listed else _("No name was given.")))
+        settings = Settings(models.value, device.value, preference("weightsFolder"))
+        self.start(volume, review.names, settings, segmentation, modality.value or None)
+        while wait and self.run.poll():
+            time.sleep(POLL_MS / 1000)
+        if self.run.state.phase is Phase.FAILED:
+            raise RuntimeError(run_sentence(self.run.state))
+        return self.run.segmentation
+
+    def start(self, volume: Any, names: Sequence[str], settings: Settings, *arguments: Any, **options: Any) -> None:
+        """Begin a run, as `SegmentationRun.start`; ``onChanged`` and ``run.state`` tell what comes of it."""
+        self.run.start(volume, names, settings, *arguments, **options)
+        self._watch()
+
+    def check(self, settings: Settings) -> None:
+        """Begin the engine's self-check."""
+        self.run.check(settings)
+        self._watch()
+
+    def cancel(self) -> None:
+        """Stop the run; what is in the scene stays."""
+        self.run.cancel()
+        self.onChanged()
+
+    def undo(self) -> None:
+        """Take back what the last run changed."""
+        self.run.undo()
+        self.onChanged()
+
+    def free(self) -> None:
+        """End the engine's process, with the memory that it holds."""
+        self.run.free()
+        self.onChanged()
+
+    def close(self) -> None:
+        """End for good."""
+        self._timer.stop()
+        self.run.close()
+
+    def _watch(self) -> None:
+        self._timer.start()
+        self.onChanged()
+
+    def poll(self) -> None:
+        """Take in what the engine has sent."""
+        before = self.run.state
+        if not self.run.poll():
+            self._timer.stop()
+        if self.run.state is not before:
+            self.onChanged()
+
+    @property
+    def absent(self) -> list[str]:
+        """Names that the last run did not find in the image."""
+        return [outcome.name for outcome in self.run.state.absent]
+
+    def examine(self) -> None:
+        """Look what is missing on this machine."""
+        self.setup = examine(preference("weightsFolder"))
+
+    def install(self) -> None:
+        """Install what is missing, or anew what does not work; the user has agreed."""
+        self.run.free()
+        try:
+            install(self.setup, repair=self.setup.ready)
+            self.run.state = RunState()
+        except InstallationError as error:
+            self.run.state = RunState(phase=Phase.FAILED, failure="setup", message=str(error))
+        self.examine()
+        self.onChanged()
+
+    def describe(self, volume: Any, modality: Modality = Modality.AUTO) -> VolumeState:
+        """What a volume is; looked at anew only when it, its voxels or its transform have changed."""
+        transform = volume.GetParentTransformNode()
+        moved = transform.GetTransformToWorldMTime() if transform else 0
+        key = (volume.GetID(), volume.GetMTime(), volume_stamp(volume), moved, modality)
+        if self._described is None or self._described[0] != key:
+            self._described = (key, describe_volume(volume, modality.value or None))
+        return self._described[1]
+
+    def likelyVolume(self) -> Any:
+        """The image to begin with: the one that the slice views show, or the first that can be segmented."""
+        selection = slicer.app.applicationLogic().GetSelectionNode()
+        return likely_volume(slicer.mrmlScene, selection.GetActiveVolumeID() if selection else None)
+
+    def report(self, settings: Settings, volumeLine: str) -> str:
+        """Text for a bug report; see `MedZeroSegSlicer.report`."""
+        application = f"{slicer.app.applicationName} {slicer.app.applicationVersion}"
+        return report_text(application, settings, volumeLine, self.run.state, self.run.log)
+
+
+def workerCommand() -> list[str]:
+    """The engine's process: Slicer's Python, and the worker's file."""
+    library = os.path.dirname(importlib.util.find_spec("MedZeroSegLib").origin)
+    return [shutil.which("PythonSlicer") or sys.executable, os.path.join(library, "worker.py")]

@@ -1,0 +1,131 @@
+"""What a run has come to: its phase, its progress, and the outcome for each name so far; a value that events advance.
+Nothing here touches the scene, Qt or the engine."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from enum import Enum
+from typing import Any
+
+
+class Phase(Enum):
+    """Where the run stands."""
+
+    IDLE = "idle"
+    CHECKING = "checking"
+    RUNNING = "running"
+    CANCELLING = "cancelling"
+    DONE = "done"
+    CANCELLED = "cancelled"
+    FAILED = "failed"
+
+
+UNDER_WAY = (Phase.CHECKING, Phase.RUNNING, Phase.CANCELLING)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of one name.
+
+    Attributes
+    ----------
+    score : evidence, 0..1.
+    volume_ml : None in a picture, or where the spacing isn't known in mm.
+    trained : False where the model never learned this name.
+    """
+
+    typed: str
+    name: str
+    found: bool
+    score: float
+    color: tuple[int, int, int]
+    volume_ml: float | None = None
+    slices: int = 0
+    trained: bool = True
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class RunState:
+    """A run, or the last one.
+
+    Attributes
+    ----------
+    fraction : share of the predicted time, 0..1; seconds_left is None until it is known.
+    code, values : what the engine is at, for the sentence.
+    left_out : names that weren't sent because nobody knows them.
+    failure, message : the engine's error code ("input", "installation", "memory", ...) and its sentence.
+    ready_line : the self-check's answer.
+    """
+
+    phase: Phase = Phase.IDLE
+    fraction: float = 0.0
+    seconds_left: float | None = None
+    code: str = "starting"
+    values: Mapping[str, Any] = field(default_factory=dict)
+    outcomes: tuple[Outcome, ...] = ()
+    left_out: tuple[str, ...] = ()
+    seconds: float = 0.0
+    warnings: tuple[str, ...] = ()
+    failure: str = ""
+    message: str = ""
+    ready_line: str = ""
+
+    @property
+    def under_way(self) -> bool:
+        return self.phase in UNDER_WAY
+
+    @property
+    def found(self) -> tuple[Outcome, ...]:
+        return tuple(outcome for outcome in self.outcomes if outcome.found)
+
+    @property
+    def absent(self) -> tuple[Outcome, ...]:
+        return tuple(outcome for outcome in self.outcomes if not outcome.found)
+
+
+def advanced(state: RunState, event: Mapping[str, Any], seconds: float) -> RunState:
+    """The run after an event of the engine, ``seconds`` after its start."""
+    state = replace(state, seconds=seconds)
+    kind = event["event"]
+    if kind == "progress":
+        return replace(
+            state,
+            fraction=max(state.fraction, float(event["fraction"])),
+            seconds_left=event.get("seconds_left"),
+            code=event["code"],
+            values=event.get("values") or {},
+        )
+    if kind == "segment":
+        return replace(state, outcomes=(*state.outcomes, outcome_of(event)))
+    if kind == "result":
+        return replace(state, ready_line=event["line"])
+    if kind == "finished":
+        return replace(state, phase=Phase.DONE, fraction=1.0, warnings=tuple(event.get("warnings") or ()))
+    if kind == "cancelled":
+        return replace(state, phase=Phase.CANCELLED)
+    if kind == "error":
+        return failed(state, event["code"], event.get("message") or "")
+    return state
+
+
+def failed(state: RunState, failure: str, message: str) -> RunState:
+    """The run ended by a fault."""
+    return replace(state, phase=Phase.FAILED, failure=failure, message=message)
+
+
+def outcome_of(event: Mapping[str, Any]) -> Outcome:
+    """Outcome that a "segment" event tells."""
+    red, green, blue = event["color"]
+    return Outcome(
+        typed=event["typed"],
+        name=event["name"],
+        found=bool(event["found"]),
+        score=float(event["score"]),
+        color=(red, green, blue),
+        volume_ml=event.get("volume_ml"),
+        slices=int(event.get("slices") or 0),
+        trained=bool(event.get("trained", True)),
+        warnings=tuple(event.get("warnings") or ()),
+    )

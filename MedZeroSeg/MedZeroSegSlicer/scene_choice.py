@@ -1,0 +1,34 @@
+"""What the panel chooses by itself: the image to begin with, and the result that belongs to an image."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from .segment_io import provenance_of
+from .volumes import describe_volume
+
+
+def likely_volume(scene: Any, active_id: str | None) -> Any:
+    """The active volume, else the first that can be segmented, else the first; None without any."""
+    volumes = list(_nodes(scene, "vtkMRMLScalarVolumeNode"))
+    volumes.sort(key=lambda node: node.GetID() != active_id)
+    usable = (volume for volume in volumes if describe_volume(volume).usable)
+    return next(usable, volumes[0] if volumes else None)
+
+
+def result_of(volume: Any) -> Any:
+    """The newest segmentation on a volume's grid that holds segments of ours; None without one."""
+    made = [node for node in _nodes(volume.GetScene(), "vtkMRMLSegmentationNode") if _holds_ours(node, volume)]
+    return made[-1] if made else None
+
+
+def _holds_ours(segmentation: Any, volume: Any) -> bool:
+    if segmentation.GetNodeReference(segmentation.GetReferenceImageGeometryReferenceRole()) is not volume:
+        return False
+    segments = segmentation.GetSegmentation()
+    return any(provenance_of(segments.GetNthSegment(number)) for number in range(segments.GetNumberOfSegments()))
+
+
+def _nodes(scene: Any, kind: str) -> Iterator[Any]:
+    return (scene.GetNthNodeByClass(number, kind) for number in range(scene.GetNumberOfNodesByClass(kind)))

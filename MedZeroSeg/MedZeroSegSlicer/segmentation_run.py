@@ -1,0 +1,260 @@
+"""A run from the press of Segment to the last segment in the scene: voxels out, messages to the engine, results in.
+All of it happens in the thread that calls ``poll``, but for the writing of the voxels into their file."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import tempfile
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from MedZeroSegLib.errors import MedZeroSegError
+
+from .engine_process import EngineProcess
+from .run_state import Phase, RunState, advanced, failed
+from .segment_io import SceneUndo, add_result, create_segmentation, prepare_segmentation
+from .translation import _
+from .volumes import VolumeExport, prepare_export, volume_stamp
+
+LOG_LINES = 400  # of the engine, kept for a report
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How the engine is to run: a preset's name, a device's, the folder with weights looked at first ("" for none)."""
+
+    preset: str = "lite"
+    device: str = "auto"
+    weights_folder: str = ""
+
+    def message(self) -> dict[str, Any]:
+        """Their part of a message."""
+        return {"preset": self.preset, "device": self.device, "weights_folder": self.weights_folder or None}
+
+
+class SegmentationRun:
+    """One engine process, the run that it is at or was at last, and the segmentation that results go into.
+
+    Attributes
+    ----------
+    state : RunState
+    segmentation : the node that results go into; None until there is one.
+    log : the last lines that the engine wrote.
+    on_segmentation : called with a segmentation node that a run had to make.
+    """
+
+    def __init__(self, command: Sequence[str], environment: Mapping[str, str] | None = None) -> None:
+        self.state = RunState()
+        self.segmentation: Any = None
+        self.log: deque[str] = deque(maxlen=LOG_LINES)
+        self.on_segmentation: Callable[[Any], None] = lambda node: None
+        self._engine = EngineProcess(list(command), self._on_event, self._on_log, environment)
+        self._folder = Path(tempfile.mkdtemp(prefix="medzeroseg-"))
+        self._volume: Any = None
+        self._stamp: tuple[str, int] | None = None
+        self._message: dict[str, Any] | None = None  # waits for the voxels to be written
+        self._writer: _Writer | None = None
+        self._masks: Path | None = None
+        self._id: int | None = None
+        self._started = 0.0
+        self._stay_out = False
+        self._undo: SceneUndo | None = None
+
+    # Control
+
+    def start(
+        self, volume: Any, names: Sequence[str], settings: Settings, segmentation: Any = None,
+        modality: str | None = None, left_out: Sequence[str] = (), stay_out: bool = False,
+    ) -> None:  # fmt: skip
+        """Begin to segment ``names`` in a volume node; what goes wrong from here on is told by ``state``.
+
+        Parameters
+        ----------
+        segmentation : the node for the results; None makes one as soon as there is a result.
+        modality : as the user gave it; None takes DICOM's or the guess.
+        left_out : names that aren't sent, to be told at the end.
+        stay_out : leave out voxels that other segments already hold.
+        """
+        self._begin(Phase.RUNNING, left_out=tuple(left_out))
+        self._volume, self._stay_out = volume, stay_out
+        try:
+            export = prepare_export(volume, self._folder, modality)
+            if segmentation is not None:
+                prepare_segmentation(segmentation, volume)
+        except MedZeroSegError as error:
+            self.state = failed(self.state, "input", str(error))
+            return
+        self._choose(segmentation)
+        self._stamp = volume_stamp(volume)
+        self._masks = Path(tempfile.mkdtemp(prefix="run-", dir=self._folder))
+        self._message = {
+            "cmd": "segment",
+            "volume": export.message,
+            "names": list(names),
+            "folder": str(self._masks),
+            **settings.message(),
+        }
+        self._writer = _Writer(export)
+
+    def check(self, settings: Settings) -> None:
+        """Begin the engine's self-check; its answer becomes ``state.ready_line``."""
+        self._begin(Phase.CHECKING)
+        self._id = self._engine.submit({"cmd": "check", **settings.message()})
+
+    def cancel(self) -> None:
+        """Stop; what is in the scene stays."""
+        if self.state.phase not in (Phase.RUNNING, Phase.CHECKING):
+            return
+        self.state = replace(self.state, phase=Phase.CANCELLING)
+        if self._id is not None:
+            self._engine.cancel()
+
+    def abandon(self) -> None:
+        """Stop because the image is gone: nothing more is written, whatever the engine still sends."""
+        if self.state.under_way:
+            if self._id is not None:
+                self._engine.cancel()
+            self.state = replace(self.state, phase=Phase.CANCELLED)
+        self._choose(None)
+        self._id = self._message = self._volume = None
+
+    def poll(self) -> bool:
+        """Deliver what has happened; True while there is something to wait for. To be called from a timer."""
+        if self._writer is not None and not self._writer.is_alive():
+            self._submit()
+        if self.state.under_way and self.state.phase is not Phase.CHECKING and not self._volume_is_there():
+            self.abandon()
+        waits = self._engine.poll()
+        return waits or self.state.under_way or self._writer is not None
+
+    def free(self) -> None:
+        """End the engine's process, with all memory that it holds."""
+        self._engine.close()
+
+    def close(self) -> None:
+        """End for good: no process, no files."""
+        self.abandon()
+        self._engine.close()
+        if self._writer is not None:
+            self._writer.join()
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    @property
+    def warm(self) -> bool:
+        """Whether an engine process is there."""
+        return self._engine.running
+
+    # Undo
+
+    @property
+    def can_undo(self) -> bool:
+        """Whether the last run's changes can be taken back."""
+        return not self.state.under_way and self._undo is not None and self._undo.can_undo
+
+    def undo(self) -> None:
+        """Take the last run's changes back."""
+        if self.can_undo and self._undo is not None:
+            self._undo.undo()
+            self.state = RunState()
+
+    # What happens between
+
+    def _begin(self, phase: Phase, **values: Any) -> None:
+        if self.state.under_way:
+            raise RuntimeError("a run is under way")
+        self.state = RunState(phase=phase, **values)
+        self._id = self._message = None
+        self._started = time.monotonic()
+
+    def _submit(self) -> None:
+        """The voxels are written: send the request, unless it isn't wanted any more."""
+        writer, self._writer = self._writer, None
+        message, self._message = self._message, None
+        if message is None:
+            return
+        if self.state.phase is Phase.CANCELLING:
+            self.state = replace(self.state, phase=Phase.CANCELLED)
+        elif writer is not None and writer.fault is not None:
+            text = _("The image could not be handed to the engine ({reason}); make room on the disk and try again.")
+            self.state = failed(self.state, "installation", text.format(reason=writer.fault.strerror or writer.fault))
+        else:
+            self._id = self._engine.submit(message)
+
+    def _on_log(self, line: str) -> None:
+        self.log.append(line)
+        logging.debug("MedZeroSeg engine: %s", line)
+
+    def _on_event(self, event: Mapping[str, Any]) -> None:
+        if event.get("id") != self._id or not self.state.under_way:
+            return
+        if event["event"] == "segment" and event["found"] and not self._write(event):
+            return
+        self.state = advanced(self.state, event, time.monotonic() - self._started)
+        if not self.state.under_way and self._masks is not None:
+            shutil.rmtree(self._masks, ignore_errors=True)
+
+    def _write(self, event: Mapping[str, Any]) -> bool:
+        """Put a result into the scene; False where that was not possible, and the run has ended for it."""
+        if not self._volume_is_there():
+            self.abandon()
+            return False
+        if volume_stamp(self._volume) != self._stamp:
+            self._give_up("input", _("The image was changed while it was segmented; press Segment to try again."))
+            return False
+        try:
+            if self.segmentation is None or self.segmentation.GetScene() is None:
+                self._choose(create_segmentation(self._volume))
+                self.on_segmentation(self.segmentation)
+            assert self._undo is not None
+            with self._undo.change():
+                add_result(self.segmentation, self._volume, event, self._stay_out)
+        except MedZeroSegError as error:
+            self._give_up("input", str(error))
+            return False
+        except (OSError, ValueError, RuntimeError):
+            logging.exception("MedZeroSeg: a result was not written")
+            text = _("The result for {name} could not be put into the scene; Slicer's log tells more.")
+            self._give_up("internal", text.format(name=event["name"]))
+            return False
+        return True
+
+    def _give_up(self, code: str, sentence: str) -> None:
+        self._engine.cancel()
+        self._id = None
+        self.state = failed(self.state, code, sentence)
+
+    def _choose(self, segmentation: Any) -> None:
+        """Results go into this node from here on; a new step of undo begins."""
+        if self._undo is not None and segmentation is not self.segmentation:
+            self._undo.close()
+            self._undo = None
+        self.segmentation = segmentation
+        if segmentation is not None and self._undo is None:
+            self._undo = SceneUndo(segmentation, self._volume)
+        if self._undo is not None:
+            self._undo.begin_step()
+
+    def _volume_is_there(self) -> bool:
+        return self._volume is not None and self._volume.GetScene() is not None
+
+
+class _Writer(threading.Thread):
+    """Writes the voxels into their file, so that the window stays alive; touches nothing of the scene."""
+
+    def __init__(self, export: VolumeExport) -> None:
+        super().__init__(daemon=True)
+        self.fault: OSError | None = None
+        self._export = export
+        self.start()
+
+    def run(self) -> None:
+        try:
+            self._export.write()
+        except OSError as error:
+            self.fault = error

@@ -1,0 +1,124 @@
+"""What a run says to the user: its progress, its outcome and the measurements of its segments, each a full sentence.
+The engine sends codes and values; here they become words, in the language that Slicer is set to."""
+
+from __future__ import annotations
+
+import html
+
+from .run_state import Outcome, Phase, RunState
+from .translation import _
+
+FEW_SECONDS = 10  # below it, a count of seconds would jump about more than it tells
+ROUNDED_SECONDS = 5
+
+
+def run_sentence(state: RunState) -> str:
+    """The status line of a run that is under way or over; empty before the first."""
+    if state.phase is Phase.CHECKING:
+        return _("Checking the models and the device...")
+    if state.phase is Phase.RUNNING:
+        return progress_sentence(state)
+    if state.phase is Phase.CANCELLING:
+        return _("Stopping...")
+    if state.phase is Phase.CANCELLED:
+        return _("Cancelled. Segments that were ready have been kept.")
+    if state.phase is Phase.FAILED:
+        return failure_sentence(state)
+    return done_sentence(state) if state.phase is Phase.DONE else ""
+
+
+def progress_sentence(state: RunState) -> str:
+    """What the engine is at and how long it will take: "spleen: slice 9 of 24, about 40 s left"."""
+    values = {key: value for key, value in state.values.items() if value is not None}
+    timed = state.seconds_left is not None
+    if timed:
+        values["time"] = time_left(state.seconds_left or 0.0)
+    if {"name", "slice", "slices"} <= values.keys():
+        text = _("{name}: slice {slice} of {slices}, {time} left") if timed else _("{name}: slice {slice} of {slices}")
+    elif {"slice", "slices"} <= values.keys():
+        text = _("Reading slice {slice} of {slices}, {time} left") if timed else _("Reading slice {slice} of {slices}")
+    elif "name" in values:
+        text = _("Segmenting {name}, {time} left") if timed else _("Segmenting {name}...")
+    elif state.code == "loading":
+        text = _("Loading the models, {time} left") if timed else _("Loading the models...")
+    elif state.code == "starting":
+        text = _("Starting...")
+    else:
+        text = _("Working, {time} left") if timed else _("Working...")
+    return text.format(**values)
+
+
+def time_left(seconds: float) -> str:
+    """About how long, in words: coarse where the seconds would only flicker."""
+    if seconds < FEW_SECONDS:
+        return _("a few seconds")
+    if seconds < 90:
+        rounded = ROUNDED_SECONDS * round(seconds / ROUNDED_SECONDS)
+        return _("about {seconds} s").format(seconds=rounded)
+    return _("about {minutes} min").format(minutes=round(seconds / 60))
+
+
+def time_taken(seconds: float) -> str:
+    """How long it took."""
+    if seconds < 90:
+        return _("{seconds} s").format(seconds=max(1, round(seconds)))
+    minutes, rest = divmod(round(seconds), 60)
+    return _("{minutes} min {seconds} s").format(minutes=minutes, seconds=rest)
+
+
+def done_sentence(state: RunState) -> str:
+    """ "3 segments, 41 s. Not found in this image: right kidney."; after a check, its answer."""
+    if state.ready_line:
+        return state.ready_line
+    count = len(state.found)
+    text = {0: _("No segment, {time}."), 1: _("1 segment, {time}.")}.get(count, _("{count} segments, {time}."))
+    sentences = [text.format(count=count, time=time_taken(state.seconds))]
+    if state.absent:
+        names = ", ".join(outcome.name for outcome in state.absent)
+        sentences.append(_("Not found in this image: {names}.").format(names=names))
+    if state.left_out:
+        sentences.append(_("Not known and left out: {names}.").format(names=", ".join(state.left_out)))
+    return " ".join(sentences)
+
+
+def failure_sentence(state: RunState) -> str:
+    """Why the run failed and the way out; the engine's own sentence where it gave one."""
+    if state.message:
+        return state.message
+    if state.failure == "memory":
+        return _("There is not enough memory for this image: close other programs, crop the image or choose CPU.")
+    if state.failure == "worker-died":
+        return _("The engine stopped by itself. Segments that were ready have been kept; press Segment to try again.")
+    return _("The run failed for an unknown reason; send the report that “Copy report” (Advanced) makes.")
+
+
+def measurements_html(state: RunState) -> str:
+    """The run's outcomes as a small table: color, name, score and size; not found; and what to be careful of."""
+    rows = "".join(_outcome_html(outcome) for outcome in state.outcomes)
+    notes = "".join(f"<p>{html.escape(warning)}</p>" for warning in state.warnings)
+    return f'<table width="100%" cellspacing="0" cellpadding="1">{rows}</table>{notes}' if rows or notes else ""
+
+
+def _outcome_html(outcome: Outcome) -> str:
+    name = html.escape(outcome.name)
+    if not outcome.found:
+        text = _("not found, score {score}").format(score=f"{outcome.score:.2f}")
+        return f'<tr><td></td><td>{name}</td><td align="right" colspan="2"><i>{text}</i></td></tr>'
+    swatch = '<font color="#{:02x}{:02x}{:02x}">■</font>'.format(*outcome.color)
+    score = _("score {score}").format(score=f"{outcome.score:.2f}")
+    row = (
+        f'<tr><td width="14">{swatch}</td><td>{name}</td><td align="right">{score}</td>'
+        f'<td align="right">{html.escape(size_text(outcome))}</td></tr>'
+    )
+    notes = (f'<tr><td></td><td colspan="3"><small>{html.escape(text)}</small></td></tr>' for text in outcome.warnings)
+    return row + "".join(notes)
+
+
+def size_text(outcome: Outcome) -> str:
+    """Volume in ml with as many digits as it deserves, else the number of slices."""
+    if outcome.volume_ml is None:
+        text = _("1 slice") if outcome.slices == 1 else _("{count} slices")
+        return text.format(count=outcome.slices)
+    ml = outcome.volume_ml
+    digits = 0 if ml >= 100 else 1 if ml >= 10 else 2
+    return _("{volume} ml").format(volume=f"{ml:.{digits}f}")
