@@ -169,6 +169,23 @@ def test_result_that_lies_wholly_in_other_segments_is_not_added(node, volume, tm
 # Rerun
 
 
+def test_rerun_that_stays_out_of_others_does_not_stay_out_of_itself(node, volume, tmp_path):
+    """The user's segment cuts the end off the mask, so that its box shrinks."""
+    draw(node, volume, "my ROI", (6, 16, 0, 13, 0, 8))
+    expected = l_shape() & ~block((6, 16, 0, 13, 0, 8))
+    first = add_result(node, volume, found(tmp_path, "liver", l_shape()), stay_out=True)
+    assert add_result(node, volume, found(tmp_path, "liver", l_shape()), stay_out=True) == first
+    assert np.array_equal(voxels_of(node, first, volume), expected)
+
+
+def test_box_wider_than_the_mask_makes_no_difference(node, volume, tmp_path):
+    wide = found(tmp_path, "liver", l_shape()) | {"box": [0, SHAPE[2] - 1, 0, SHAPE[1] - 1, 0, SHAPE[0] - 1]}
+    np.save(wide["mask"], l_shape().astype(np.uint8))
+    first = add_result(node, volume, wide)
+    assert np.array_equal(voxels_of(node, first, volume), l_shape())
+    assert add_result(node, volume, found(tmp_path, "liver", l_shape())) == first
+
+
 def test_rerun_replaces_what_it_made_and_keeps_the_color_that_the_user_chose(node, volume, tmp_path):
     first = add_result(node, volume, found(tmp_path, "liver", l_shape()))
     segment(node, first).SetColor(0, 1, 0)

@@ -139,6 +139,23 @@ def test_undo_never_takes_away_what_the_user_drew_since(node, volume, undo, tmp_
     assert state(node, volume) == after and not undo.can_undo
 
 
+def test_saving_keeps_the_history(scene, node, volume, undo, tmp_path):
+    """Slicer joins the layers of segments when it writes a file."""
+    mine = draw(node, volume, "my ROI", BLOCK)
+    undo.begin_step()
+    before = state(node, volume)
+    run(undo, node, volume, tmp_path, spleen=block(OTHER))
+    storage = scene.AddNewNodeByClass("vtkMRMLSegmentationStorageNode")
+    storage.SetFileName(str(tmp_path / "a.seg.nrrd"))
+    assert storage.WriteData(node) == 1
+    assert node.GetSegmentation().GetNumberOfLayers() == 1
+    undo.undo()
+    assert state(node, volume) == before
+    undo.redo()
+    assert names_in(node) == ["my ROI", "spleen"]
+    assert np.array_equal(voxels_of(node, mine, volume), block(BLOCK))
+
+
 def test_showing_surfaces_and_choosing_colors_keep_the_history(node, volume, undo, tmp_path):
     (made,) = run(undo, node, volume, tmp_path, liver=l_shape())
     node.CreateClosedSurfaceRepresentation()
