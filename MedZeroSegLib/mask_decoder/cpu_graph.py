@@ -9,6 +9,7 @@ import contextlib
 import hashlib
 import importlib.util
 import os
+import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -44,10 +45,16 @@ def fastest_form(network: nn.Module, examples: tuple[Tensor, ...], device: torch
     return run
 
 
-def _openvino_graph(network: nn.Module, examples: tuple[Tensor, ...], cache: Path | None) -> Graph:
+def _openvino() -> Any:
+    """OpenVINO without the package through which its converter reports conversions over the network."""
+    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]  # not found, so it does without
     import openvino
 
-    core = openvino.Core()
+    return openvino
+
+
+def _openvino_graph(network: nn.Module, examples: tuple[Tensor, ...], cache: Path | None) -> Graph:
+    core = _openvino().Core()
     file = None if cache is None else cache / f"{type(network).__name__}-{_weights_digest(network)}.xml"
     graph = None if file is None else _read_graph(core, file)
     if graph is None:
@@ -76,22 +83,18 @@ def _read_graph(core: Any, file: Path) -> Any | None:
 
 
 def _trace(network: nn.Module, examples: tuple[Tensor, ...]) -> Any:
-    import openvino
-
     shapes = [list(example.shape) for example in examples]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the tracer's remarks on branches that depend on shapes, which are fixed here
-        return openvino.convert_model(network, example_input=examples, input=shapes)
+        return _openvino().convert_model(network, example_input=examples, input=shapes)
 
 
 def _save_graph(graph: Any, file: Path) -> None:
     """Keep the graph for the next run; two processes may do so at once, so the .xml gets its name last."""
-    import openvino
-
     temporary = file.with_name(f"{file.stem}.{os.getpid()}.xml")
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        openvino.save_model(graph, temporary, compress_to_fp16=False)
+        _openvino().save_model(graph, temporary, compress_to_fp16=False)
         os.replace(temporary.with_suffix(".bin"), file.with_suffix(".bin"))
         os.replace(temporary, file)
     except (OSError, RuntimeError):  # a cache that can't be written costs seconds, not results
