@@ -36,10 +36,20 @@ class Canvas:
     columns: int
     size: int
 
-    def place(self, slices: np.ndarray) -> Tensor:
-        """Grey slices uint8 [n, h, w] → float32 [n, 1, size, size] in [0, 1], padded with 0."""
+    def at(self, size: int) -> Canvas:
+        """The same slice on a square of another size, to which coordinates and maps scale; rounded to whole pixels."""
+        if size == self.size:
+            return self
+        rows, columns = (max(1, round(side * size / self.size)) for side in (self.rows, self.columns))
+        return Canvas(self.height, self.width, rows, columns, size)
+
+    def place(self, slices: np.ndarray, mode: str = "bilinear") -> Tensor:
+        """Grey slices uint8 [n, h, w] → float32 [n, 1, size, size] in [0, 1], antialiased, padded with 0.
+
+        ``mode`` is "bilinear" or "bicubic".
+        """
         pixels = torch.from_numpy(np.ascontiguousarray(slices))[:, None].float() / 255.0
-        scaled = F.interpolate(pixels, (self.rows, self.columns), mode="bilinear", antialias=True, align_corners=False)
+        scaled = F.interpolate(pixels, (self.rows, self.columns), mode=mode, antialias=True, align_corners=False)
         return F.pad(scaled.clamp_(0, 1), (0, self.size - self.columns, 0, self.size - self.rows))
 
     def place_labels(self, labels: np.ndarray) -> np.ndarray:

@@ -8,17 +8,19 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from segment_anything.modeling import MaskDecoder, PromptEncoder, TwoWayTransformer
 from segment_anything.modeling.common import LayerNorm2d
 from timm.models.tiny_vit import TinyVit
 from torch import Tensor, nn
 
+from MedZeroSegLib.canvas import Canvas
 from MedZeroSegLib.mask_decoder.cpu_graph import Graph, fastest_form
+from MedZeroSegLib.mask_decoder.decoder import BOX, MASK, Embedding
 
 IMAGE_SIZE = 256  # pixels; the side of the encoder's square picture
 EMBEDDING_SIZE = 64  # cells a side of the image embedding
@@ -101,17 +103,6 @@ def rename_published_keys(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return renamed
 
 
-@dataclass(frozen=True)
-class Embedding:
-    """What the encoder says of n pictures: ``coarse`` [n, 256, 64, 64] and ``detail`` [n, 128, 128, 128]."""
-
-    coarse: Tensor
-    detail: Tensor
-
-    def __len__(self) -> int:
-        return len(self.coarse)
-
-
 class PromptDecoder(nn.Module):
     """Boxes x0 y0 x1 y1 [m, 4] and mask logits [m, 1, 256, 256] (or None) on the embeddings of their pictures
     [m, 256, 64, 64] → logits [m, 1, 256, 256] and estimated IoU [m, 1]."""
@@ -143,7 +134,7 @@ class LiteMedSamModel:
         Folder in which the converted graphs are kept between runs; None converts them in memory each time.
     """
 
-    prompts = ("box", "mask")
+    prompts: tuple[str, ...] = (BOX, MASK)
 
     def __init__(self, network: LiteMedSam, device: str = "cpu", graph_cache: Path | None = None) -> None:
         self.device = torch.device(device)
@@ -151,6 +142,14 @@ class LiteMedSamModel:
         self._encoder: Graph | None = None
         self._decoder: Graph | None = None
         self._graph_cache = graph_cache
+
+    def on(self, canvas: Canvas) -> LiteMedSamModel:
+        """Itself: boxes and masks are given and returned on the canvas that it embeds."""
+        return self
+
+    def embed_slices(self, slices: np.ndarray, canvas: Canvas) -> Embedding:
+        """Grey slices uint8 [n, h, w] → embedding."""
+        return self.embed(canvas.at(IMAGE_SIZE).place(slices))
 
     @torch.inference_mode()
     def embed(self, pictures: Tensor) -> Embedding:

@@ -150,3 +150,14 @@ def test_covered_cells_hold_the_slice_and_no_more(shape, spacing, cells):
     side = SIZE / cells
     assert (rows - 1) * side < canvas.rows <= rows * side
     assert (columns - 1) * side < canvas.columns <= columns * side
+
+
+@pytest.mark.parametrize("size", [224, 448, 1024])
+def test_a_canvas_of_another_size_shows_the_same_places(size):
+    """Coordinates that are scaled from one square to the other point at the same part of the slice."""
+    canvas = fit_canvas((150, 203), (1.3, 1.0), 256)
+    other = canvas.at(size)
+    assert (other.height, other.width, other.size) == (150, 203, size)
+    for side in ("rows", "columns"):
+        assert abs(getattr(other, side) / size - getattr(canvas, side) / 256) <= 0.5 / size
+    assert canvas.at(256) is canvas

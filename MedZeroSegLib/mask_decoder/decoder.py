@@ -1,0 +1,73 @@
+"""What every mask decoder offers: embed slices once, decode many prompts; and which prompts each was made for."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+from MedZeroSegLib.errors import InputError
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+    from torch import Tensor
+
+    from MedZeroSegLib.canvas import Canvas
+
+BOX, MASK, POINTS = "box", "mask", "points"  # kinds of prompts
+
+
+@dataclass(frozen=True)
+class Embedding:
+    """What the encoder says of n slices.
+
+    Attributes
+    ----------
+    coarse
+        [n, 256, 64, 64], what prompts are decoded on.
+    detail
+        [n, c, s, s] over the square canvas, what a text-image model may look at.
+    """
+
+    coarse: Tensor
+    detail: Tensor
+
+    def __len__(self) -> int:
+        return len(self.coarse)
+
+
+class MaskDecoder(Protocol):
+    """A member of the Segment Anything family.
+
+    Attributes
+    ----------
+    prompts
+        The kinds of prompts that it was made for.
+    """
+
+    prompts: tuple[str, ...]
+    device: torch.device
+
+    def embed_slices(self, slices: np.ndarray, canvas: Canvas) -> Embedding:
+        """Grey slices uint8 [n, h, w] → embedding, float32 on the decoder's device."""
+        ...
+
+    def on(self, canvas: Canvas) -> MaskDecoder:
+        """The decoder for slices that lie on this canvas."""
+        ...
+
+    def decode(self, coarse: Tensor, boxes: Tensor, masks: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Boxes x0 y0 x1 y1 [m, 4] in canvas pixels and mask logits [m, 1, s, s] on the canvas, each on the embedding
+        of its slice [m, 256, 64, 64] → candidates' logits [m, c, s, s] and estimated IoU [m] or [m, c]."""
+        ...
+
+
+def require_prompts(decoder: str, made_for: Sequence[str], asked: Sequence[str]) -> None:
+    """Raises InputError where a decoder is asked for prompts that it wasn't made for."""
+    others = [kind for kind in asked if kind not in made_for]
+    if others:
+        raise InputError(
+            f"{decoder} was made for {' and '.join(made_for)} prompts, not for {' or '.join(others)} prompts; "
+            "leave these out, or use a preset with SAM as decoder, such as base."
+        )
