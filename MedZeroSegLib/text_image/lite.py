@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -13,17 +12,8 @@ from torch import Tensor
 
 from MedZeroSegLib.errors import InstallationError
 from MedZeroSegLib.text_image.dpfem import RegionTextHead
+from MedZeroSegLib.text_image.model import HeadCard
 from MedZeroSegLib.text_image.text_vectors import TextVectors
-
-
-@dataclass(frozen=True)
-class HeadCard:
-    """What the head was trained on: ``concepts`` by vocabulary name, for each the ``competitors`` that exclude it and
-    were marked in the same images, and the ``sources`` (name → pictures)."""
-
-    concepts: tuple[str, ...]
-    competitors: dict[str, tuple[str, ...]]
-    sources: dict[str, int]
 
 
 class LiteTextImage:
