@@ -22,7 +22,7 @@ import slicer
 import vtk
 from MedZeroSegSlicer.install import Setup, consent_text, examine, install
 from MedZeroSegSlicer.names_review import Review, insert_names, name_at, name_lists, replace_name, review_names
-from MedZeroSegSlicer.panel_state import Facts, panel_state, volume_line
+from MedZeroSegSlicer.panel_state import Facts, panel_state, run_reason, volume_line
 from MedZeroSegSlicer.preferences import preference, recent_lists, remember_list, set_preference
 from MedZeroSegSlicer.report import report_text
 from MedZeroSegSlicer.run_state import Phase, RunState
@@ -125,6 +125,16 @@ class MedZeroSegParameterNode:
     stayOut: bool = False
 
 
+class TabKey(qt.QObject):
+    """Takes the Tab key from a field while it completes a name there; else Tab goes to the next control, as always."""
+
+    pressed: Callable[[], bool]
+
+    def eventFilter(self, _field: Any, event: Any) -> bool:
+        """Whether the event goes no further."""
+        return event.type() == qt.QEvent.KeyPress and event.key() == qt.Qt.Key_Tab and self.pressed()
+
+
 class MedZeroSegWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
     """The panel: `refresh` copies onto the controls what `panel_state` says, and nothing else changes them."""
 
@@ -153,6 +163,7 @@ class MedZeroSegWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         self._connect()
         self.addObserver(slicer.mrmlScene, slicer.mrmlScene.StartCloseEvent, self.onSceneStartClose)
         self.addObserver(slicer.mrmlScene, slicer.mrmlScene.EndCloseEvent, self.onSceneEndClose)
+        self.addObserver(slicer.mrmlScene, slicer.mrmlScene.NodeAddedEvent, self.chooseVolume)
         self.useParameters(self.logic.getParameterNode())
 
     def _connect(self) -> None:
@@ -164,7 +175,6 @@ class MedZeroSegWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         ):  # fmt: skip
             button.connect("clicked(bool)", lambda _checked, slot=slot: slot())
         ui.promptsEdit.connect("textChanged()", self.onPrompts)
-        ui.promptsEdit.connect("cursorPositionChanged()", self.refreshTab)
         ui.reviewList.connect("itemClicked(QListWidgetItem*)", self.onReviewClicked)
         ui.tryUnknownBox.connect("toggled(bool)", self.onTryUnknown)
         ui.licenceBox.connect("toggled(bool)", self.onLicence)
@@ -172,9 +182,9 @@ class MedZeroSegWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         self._listsMenu = qt.QMenu(ui.listsButton)
         self._listsMenu.connect("aboutToShow()", self.fillListsMenu)
         ui.listsButton.setMenu(self._listsMenu)
-        self._tab = qt.QShortcut(qt.QKeySequence("Tab"), ui.promptsEdit)
-        self._tab.setContext(qt.Qt.WidgetShortcut)
-        self._tab.connect("activated()", self.onTab)
+        self._tabKey = TabKey()
+        self._tabKey.pressed = self.onTab
+        ui.promptsEdit.installEventFilter(self._tabKey)
 
     # Life of the module
 
@@ -183,14 +193,18 @@ class MedZeroSegWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         self.logic.examine()
         if self.parameters is None:
             self.useParameters(self.logic.getParameterNode())
-        if self.parameters.inputVolume is None:
-            self.parameters.inputVolume = self.logic.likelyVolume()
+        self.chooseVolume()
         parent = slicer.util.mainWindow() or self.parent
         for keys, slot in (("Ctrl+Return", self.onRun), ("Ctrl+Enter", self.onRun), ("Esc", self.logic.cancel)):
             shortcut = qt.QShortcut(qt.QKeySequence(keys), parent)
             shortcut.connect("activated()", slot)
             self._shortcuts.append(shortcut)
         self.refresh()
+
+    def chooseVolume(self, *_event: Any) -> None:
+        """Begin with an image that is there, or with the first one that comes."""
+        if self.parent.isEntered and self.parameters is not None and self.parameters.inputVolume is None:
+            self.parameters.inputVolume = self.logic.likelyVolume()
 
     def exit(self) -> None:
         """The user leaves the module; a run goes on."""
@@ -263,7 +277,6 @@ class MedZeroSegWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
                     setattr(getattr(self.ui, name), key, value)
         for shortcut in self._shortcuts[2:]:
             shortcut.enabled = self.ui.cancelButton.enabled
-        self.refreshTab()
 
     def facts(self) -> Facts:
         """What is true now."""
@@ -307,10 +320,6 @@ class MedZeroSegWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         ui.reviewList.setFixedHeight(min(height + REVIEW_MARGIN, REVIEW_HEIGHT_MAX))
         ui.reviewList.visible = bool(review.rows)
 
-    def refreshTab(self) -> None:
-        """Tab completes only where a name is offered; else it goes to the next control, as everywhere."""
-        self._tab.enabled = self.parameters is not None and self.offerAtCursor() is not None
-
     # What the user does
 
     def onPrompts(self) -> None:
@@ -325,15 +334,15 @@ class MedZeroSegWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         cursor.select(qt.QTextCursor.Document)
         cursor.insertText(text)
 
-    def offerAtCursor(self) -> tuple[str, str] | None:
-        """The name that the cursor is in, and the first one offered in its place."""
-        name = name_at(self.ui.promptsEdit.toPlainText(), self.ui.promptsEdit.textCursor().position())
-        offers = ((row.typed, row.replacement) for row in self._review.rows if row.replacement)
-        return next((offer for offer in offers if name and name.casefold() in offer[0].casefold()), None)
-
-    def onTab(self) -> None:
-        """Take the first name offered for the one that the cursor is in."""
-        self.setPrompts(replace_name(self.ui.promptsEdit.toPlainText(), *self.offerAtCursor()))
+    def onTab(self) -> bool:
+        """Take the first name offered for the one that the cursor is in; False where none is."""
+        text = self.ui.promptsEdit.toPlainText()
+        name = name_at(text, self.ui.promptsEdit.textCursor().position())
+        for row in self._review.rows:
+            if name and row.replacement and name.casefold() in row.typed.casefold():
+                self.setPrompts(replace_name(text, row.typed, row.replacement))
+                return True
+        return False
 
     def onReviewClicked(self, item: Any) -> None:
         """Take the name that was clicked."""
@@ -363,7 +372,7 @@ class MedZeroSegWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
 
     def onRun(self) -> None:
         """Segment."""
-        if not (self.ui.runButton.visible and self.ui.runButton.enabled):
+        if self.logic.run.state.under_way or run_reason(self.facts()):
             return
         review, parameters = self._review, self.parameters
         left_out = () if self.facts().tries_unknown else review.unknown

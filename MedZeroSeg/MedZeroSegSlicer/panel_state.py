@@ -54,6 +54,11 @@ class Facts:
         """Whether all is in place and yet the engine found the installation at fault."""
         return self.setup.ready and self.run.phase is Phase.FAILED and self.run.failure == "installation"
 
+    @property
+    def has_news(self) -> bool:
+        """Whether the answer of a set-up or self-check is there, which is told before the reason why Segment is off."""
+        return bool(self.run.ready_line) or self.run.failure in ("setup", "installation")
+
 
 @dataclass(frozen=True)
 class Control:
@@ -89,7 +94,7 @@ def panel_state(facts: Facts) -> dict[str, Control]:
         ),
         "cancelButton": Control(visible=running, enabled=run.phase in (Phase.RUNNING, Phase.CHECKING)),
         "progressBar": Control(visible=running, value=round(1000 * run.fraction)),
-        "statusLabel": _shown(run_sentence(run) if running or not reason else reason),
+        "statusLabel": _shown(run_sentence(run) if running or not reason or facts.has_news else reason),
         "resultsSection": Control(visible=facts.has_segments or bool(run.outcomes)),
         "measurementsLabel": _shown(measurements_html(run)),
         **_buttons(facts),

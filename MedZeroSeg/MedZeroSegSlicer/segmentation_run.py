@@ -55,7 +55,7 @@ class SegmentationRun:
         self.log: deque[str] = deque(maxlen=LOG_LINES)
         self.on_segmentation: Callable[[Any], None] = lambda node: None
         self._engine = EngineProcess(list(command), self._on_event, self._on_log, environment)
-        self._folder = Path(tempfile.mkdtemp(prefix="medzeroseg-"))
+        self._files = tempfile.TemporaryDirectory(prefix="medzeroseg-", ignore_cleanup_errors=True)
         self._volume: Any = None
         self._stamp: tuple[str, int] | None = None
         self._message: dict[str, Any] | None = None  # waits for the voxels to be written
@@ -84,7 +84,7 @@ class SegmentationRun:
         self._begin(Phase.RUNNING, left_out=tuple(left_out))
         self._volume, self._stay_out = volume, stay_out
         try:
-            export = prepare_export(volume, self._folder, modality)
+            export = prepare_export(volume, self._files.name, modality)
             if segmentation is not None:
                 prepare_segmentation(segmentation, volume)
         except MedZeroSegError as error:
@@ -92,7 +92,7 @@ class SegmentationRun:
             return
         self._choose(segmentation)
         self._stamp = volume_stamp(volume)
-        self._masks = Path(tempfile.mkdtemp(prefix="run-", dir=self._folder))
+        self._masks = Path(tempfile.mkdtemp(prefix="run-", dir=self._files.name))
         self._message = {
             "cmd": "segment",
             "volume": export.message,
@@ -143,7 +143,7 @@ class SegmentationRun:
         self._engine.close()
         if self._writer is not None:
             self._writer.join()
-        shutil.rmtree(self._folder, ignore_errors=True)
+        self._files.cleanup()
 
     @property
     def warm(self) -> bool:

@@ -249,3 +249,16 @@ def _use_slicers_own(folder: Path, environment: Environment, module_file: Path) 
     widgets.qMRMLSubjectHierarchyTreeView = slicer.qMRMLSubjectHierarchyTreeView
     sys.modules[widgets.__name__] = widgets
     setattr(environment.modules, module_file.stem.lower(), types.SimpleNamespace(path=str(module_file)))
+
+
+def panel_parent() -> Any:
+    """The widget that Slicer gives a module's panel, shown as entered."""
+    parent = qMRMLWidget()
+    parent.setLayout(QtWidgets.QVBoxLayout())
+    parent.isEntered = True
+    return parent
+
+
+def leave() -> None:
+    """End the interpreter at once: Qt and VTK do not agree in which order to go."""
+    os._exit(0)

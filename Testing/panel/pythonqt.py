@@ -13,6 +13,7 @@ from typing import Any
 from PySide6 import QtCore, QtGui, QtUiTools, QtWidgets
 
 NAMESPACES = (QtWidgets, QtGui, QtCore)
+VIRTUAL = ("sizeHint", "minimumSizeHint")  # Qt itself calls these by their names
 CREATED: list[QtCore.QObject] = []  # widgets that QUiLoader made: Python must keep their wrappers
 
 
@@ -26,7 +27,10 @@ def split_signature(signature: str) -> tuple[str, int]:
 def connect(self: Any, signature: str, slot: Callable[..., Any]) -> bool:
     """Connect a slot to a signal given by its C++ signature; the slot gets as many arguments as that has."""
     name, count = split_signature(signature)
-    call = functools.wraps(slot)(lambda *values: slot(*values[:count]))
+
+    def call(*values: Any) -> None:
+        slot(*(values or (False,) * count)[:count])  # PySide6 leaves out the False of clicked(bool)
+
     self.__dict__.setdefault("connections", []).append((signature, slot, call))
     getattr(self, name).connect(call)
     return True
@@ -72,7 +76,9 @@ def adapt(kind: type) -> type:
     body = dict(HABITS, pyside=kind)
     meta = kind.staticMetaObject
     for number in range(meta.propertyCount()):
-        body.setdefault(meta.property(number).name(), qt_property(meta.property(number).name()))
+        name = meta.property(number).name()
+        if name not in VIRTUAL:
+            body.setdefault(name, qt_property(name))
     return type(kind.__name__, (kind,), body)
 
 
