@@ -18,7 +18,9 @@ TOP_LEVEL = {
     "MedZeroSeg", "MedZeroSegLib", "Testing", "CMakeLists.txt", "MedZeroSeg.png", "README.md", "pyproject.toml",
     "Makefile", "LICENSE.txt", ".ci", ".gitignore",
 }  # fmt: skip
-STAGES = ("saliency", "prompts", "propagation", "assembly")
+STAGES = (
+    "saliency", "zero_shot", "slice_presence", "edges", "prompts", "candidates", "propagation", "tracking", "assembly",
+)  # fmt: skip
 CALLERS = ("pipeline", "presets", "editing", "worker", "cohort", "cli", "evaluation", "training")
 # Part of the library: what it may not know.
 FORBIDDEN = {
@@ -39,6 +41,9 @@ WITH_TORCH = (
     "mask_decoder",
     "training",
     "saliency",
+    "zero_shot",
+    "candidates",
+    "tracking",
     "embeddings",
     "propagation",
     "assembly",
