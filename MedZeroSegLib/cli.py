@@ -262,7 +262,7 @@ def _run(volume: Volume, structures: str, preset: str, device: str, weights_fold
     with Bar(*columns, console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task("loading", total=1.0)
 
-        def show(stage: str, share: float) -> None:
+        def show(stage: str, share: float, /, **_values: str | int) -> None:
             bar.update(task, description=stage, completed=share)
 
         return segment_volume(volume, structures, preset, device, weights_folder, show)

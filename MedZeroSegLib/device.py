@@ -35,6 +35,29 @@ def choose_device(wanted: str = "auto") -> tuple[str, tuple[str, ...]]:
     return "cpu", tuple(passed_over)
 
 
+def slices_at_once(device: str) -> int:
+    """Slices that are encoded in one call: on a CPU one, which is no slower and can be stopped after each."""
+    return 1 if device == "cpu" else SLAB_SLICES
+
+
+def release_memory(device: str) -> None:
+    """Give back the memory of a device that PyTorch holds for later."""
+    import torch
+
+    if device == "cuda":
+        torch.cuda.empty_cache()
+
+
+def device_line(device: str) -> str:
+    """What the device is, for people: "CPU only", or the card's name with its memory."""
+    import torch
+
+    if device != "cuda":
+        return "CPU only" if device == "cpu" else "Apple GPU"
+    card = torch.cuda.get_device_properties(0)
+    return f"{card.name}, {card.total_memory / 2**30:.0f} GB"
+
+
 def _problem_of(name: str) -> str | None:
     import torch
 

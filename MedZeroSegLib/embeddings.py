@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -22,7 +22,11 @@ KEY_DISTANCE_MM = 5.0  # between encoded slices, at most; thinner slices in betw
 FIELD_SHARE = 1 / 25  # of the field of view: key slices of a small crop lie closer together
 IN_MEMORY_SLICES = 128  # more embeddings than these go to a temporary file
 
-Progress = Callable[[str, float], None]
+
+class Progress(Protocol):
+    """Called often, with a stage's name, its share done (0..1) and what it is at; may raise to end the run."""
+
+    def __call__(self, stage: str, share: float, /, **values: str | int) -> None: ...
 
 
 class ImageModel(Protocol):
@@ -77,6 +81,7 @@ def encode_volume(
     pixel_model: PixelModel,
     size: int,
     progress: Progress | None = None,
+    slices_at_once: int = SLAB_SLICES,
 ) -> EncodedVolume:
     """Embed the key slices of a volume.
 
@@ -86,6 +91,10 @@ def encode_volume(
         CT level and width in HU, or None for the soft-tissue window.
     size
         Side of the model's canvas in pixels.
+    progress
+        Told "encoding" before the first slice and after each call of the model, with ``slice`` of ``slices`` done.
+    slices_at_once
+        Slices in one call of the model.
     """
     frame = slice_frame(volume)
     shown = frame.forward(picture(volume, window))
@@ -94,7 +103,9 @@ def encode_volume(
     keys = key_slices(body, frame)
     count = len(keys.indices)
     coarse = pixels = cells = np.zeros((0, 1, 1, 1), np.float16)
-    for slab in _slabs(count):
+    if progress and count:
+        progress("encoding", 0.0, slice=0, slices=count)
+    for slab in _slabs(count, slices_at_once):
         chosen = keys.indices[slab]
         slab_coarse, slab_detail = image_model.embed(canvas.place(shown[chosen]))
         slab_pixels = pixel_model.encode_slices(slab_coarse, slab_detail)
@@ -106,7 +117,7 @@ def encode_volume(
         pixels[slab] = slab_pixels.half().cpu().numpy()
         cells[slab] = _cells_of(canvas, body[chosen], slab_pixels.shape[-1])
         if progress:
-            progress("encoding", min(slab.stop, count) / count)
+            progress("encoding", slab.stop / count, slice=slab.stop, slices=count)
     return EncodedVolume(frame, canvas, keys, coarse, pixels, cells, body)
 
 
@@ -115,10 +126,21 @@ def key_slices(body: np.ndarray, frame: SliceFrame) -> KeySlices:
     with_body = np.flatnonzero(body.mean(axis=(1, 2)) >= BODY_FRACTION_MIN)
     if not len(with_body):
         return KeySlices(with_body, len(body))
-    field = max(body.shape[1] * frame.spacing[1], body.shape[2] * frame.spacing[2])
-    step = max(1, round(min(KEY_DISTANCE_MM, field * FIELD_SHARE) / frame.spacing[0]))
-    chosen = np.unique(np.append(with_body[::step], with_body[-1]))
+    chosen = np.unique(np.append(with_body[:: _step(body.shape, frame)], with_body[-1]))
     return KeySlices(chosen, len(body))
+
+
+def expected_slices(volume: Volume) -> int:
+    """About how many slices of a volume are key slices, before it is looked at: as if all held the patient."""
+    frame = slice_frame(volume)
+    shape = frame.forward(volume.voxels).shape
+    return -(-shape[0] // _step(shape, frame))
+
+
+def _step(shape: tuple[int, ...], frame: SliceFrame) -> int:
+    """Canonical slices from one key slice to the next; ``shape`` is [n, h, w]."""
+    field = max(shape[1] * frame.spacing[1], shape[2] * frame.spacing[2])
+    return max(1, round(min(KEY_DISTANCE_MM, field * FIELD_SHARE) / frame.spacing[0]))
 
 
 def _cells_of(canvas: Canvas, body: np.ndarray, cells: int) -> np.ndarray:
@@ -127,9 +149,9 @@ def _cells_of(canvas: Canvas, body: np.ndarray, cells: int) -> np.ndarray:
     return torch.nn.functional.adaptive_max_pool2d(placed, cells)[:, 0].numpy() > 0.5
 
 
-def _slabs(count: int) -> Iterator[slice]:
-    for start in range(0, count, SLAB_SLICES):
-        yield slice(start, min(start + SLAB_SLICES, count))
+def _slabs(count: int, size: int = SLAB_SLICES) -> Iterator[slice]:
+    for start in range(0, count, size):
+        yield slice(start, min(start + size, count))
 
 
 def _half_array(shape: tuple[int, ...]) -> np.ndarray:

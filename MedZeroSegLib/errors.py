@@ -1,4 +1,4 @@
-"""The errors whose text is the sentence that the user reads; each knows its exit status."""
+"""The errors whose text is the sentence that the user reads; each knows its exit status and its code."""
 
 from __future__ import annotations
 
@@ -7,15 +7,21 @@ class MedZeroSegError(Exception):
     """Base of the errors that a user can act on; the text is one sentence with the remedy."""
 
     exit_code: int = 3
+    code: str = "installation"  # in messages to the Slicer module
 
 
 class InputError(MedZeroSegError):
     """The input file or the request is wrong."""
 
     exit_code = 2
+    code = "input"
 
 
 class InstallationError(MedZeroSegError):
     """The machine or the installation is at fault: weights, device, memory, a missing package."""
 
-    exit_code = 3
+
+class MemoryShortage(InstallationError):
+    """The machine, or its graphics card, has too little memory for the run."""
+
+    code = "memory"

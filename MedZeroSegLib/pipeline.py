@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import time
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -24,22 +23,25 @@ from MedZeroSegLib.assembly import (
     sides_visible,
     take_side,
 )
-from MedZeroSegLib.embeddings import EncodedVolume, Progress, encode_volume
+from MedZeroSegLib.device import release_memory, slices_at_once
+from MedZeroSegLib.embeddings import EncodedVolume, Progress, encode_volume, expected_slices
 from MedZeroSegLib.intensity import in_hounsfield_units
 from MedZeroSegLib.mask_decoder.lite_medsam import IMAGE_SIZE
-from MedZeroSegLib.memory import require_memory
+from MedZeroSegLib.memory import ran_out_of_memory, require_memory, telling_shortage
 from MedZeroSegLib.presets import Engine, load_engine
-from MedZeroSegLib.propagation import Refined, refine
+from MedZeroSegLib.propagation import Decode, Refined, refine
 from MedZeroSegLib.queries import Query, resolve
 from MedZeroSegLib.saliency import FOUND_SHARE_MIN, Competition, Saliency, saliency_of, smooth_across
 from MedZeroSegLib.segment import Segment, Segmentation
+from MedZeroSegLib.twins import ReadySegments
 from MedZeroSegLib.vocabulary import may_overlap, vocabulary, wordings
 from MedZeroSegLib.volume import Volume
 
 LUNG_LEVEL_MAX = -300.0  # HU; structures whose window lies below are looked at in their own window
-SAME_MASK_DICE = 0.9  # two different names whose masks agree more than this get a warning
 KEPT_VOLUMES = 2  # encoded volumes kept for the next question
+DECODING_SHARE = 0.7  # of the time that a structure takes; the rest goes into slices in between and components
 
+OnSegment = Callable[[int, Segment], None]
 _encoded: OrderedDict[tuple[Any, ...], EncodedVolume] = OrderedDict()
 
 
@@ -71,6 +73,11 @@ class Clock:
             self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - started
 
 
+def tell_nobody(_stage: str, _share: float, /, **_values: str | int) -> None:
+    """Progress that nobody wants to know."""
+
+
+@telling_shortage()
 def segment(
     volume: Volume,
     names: str | Sequence[str],
@@ -78,6 +85,7 @@ def segment(
     device: str = "auto",
     weights_folder: Path | None = None,
     progress: Progress | None = None,
+    on_segment: OnSegment | None = None,
 ) -> Segmentation:
     """Segment the named structures.
 
@@ -92,7 +100,22 @@ def segment(
     weights_folder
         Where weights are looked for first.
     progress
-        Called with the stage's name and its share done, 0..1.
+        Called with the stage's name, its share done (0..1) and values; before and after every call of a model at least,
+        so that it can end the run by raising.
+
+        =========== =====================================================================================
+        stage       values
+        =========== =====================================================================================
+        loading
+        planned     ``encodings``: how often the volume is to be encoded, 0 where it is kept from before;
+                    ``slices``: about how many that are each time; ``names``: structures to look for
+        encoding    ``slice`` of ``slices``
+        scoring     ``slices``
+        segmenting  ``name``, and while the decoder draws ``slice`` of ``slices``
+        =========== =====================================================================================
+    on_segment
+        Called with each segment as soon as it is ready, and with its place among the names. A warning that a later
+        segment gives rise to is in the result only.
 
     Returns
     -------
@@ -103,39 +126,64 @@ def segment(
     InputError, InstallationError
         With the sentence for the user.
     """
-    clock = Clock()
+    clock, tell = Clock(), progress or tell_nobody
     queries = resolve(names)
-    require_memory(volume, len(queries))
+    require_memory(volume, len(queries), loaded=bool(_encoded))
+    tell("loading", 0.0)
     with clock.stage("loading"):
         engine = load_engine(preset, device, weights_folder)
     concepts = {query.name: concept_of(query, engine, volume) for query in queries}
     unique = list({concept.name: concept for concept in concepts.values()}.values())
-    masks: dict[str, _Whole] = {}
-    for window in dict.fromkeys(concept.window for concept in unique):
+    windows = list(dict.fromkeys(concept.window for concept in unique))
+    missing = [window for window in windows if _key(volume, window, engine) not in _encoded]
+    tell("planned", 1.0, encodings=len(missing), slices=expected_slices(volume), names=len(unique))
+    ready, done = ReadySegments(), 0
+    for window in windows:
         asked = [concept for concept in unique if concept.window == window]
         with clock.stage("encoding"):
-            encoded = encode(volume, window, engine, progress)
+            turn = missing.index(window) if window in missing else 0
+            encoded = encode(volume, window, engine, _part_of(tell, turn, len(missing)))
         with clock.stage("text and saliency"):
-            found = ask(encoded, asked, engine)
-        for number, concept in enumerate(asked):
+            found = ask(encoded, asked, engine, tell)
+        for concept, saliency in zip(asked, found, strict=True):
             with clock.stage("masks"):
-                masks[concept.name] = _whole(encoded, concept, found[number], engine)
-            if progress:
-                progress("segmenting", (len(masks)) / len(unique))
-    with clock.stage("segments"):
-        segments = [_segment(volume, query, concepts[query.name], masks, engine) for query in queries]
-        segments = _warn_of_twins(segments)
+                whole = _whole(encoded, concept, saliency, engine, _part_of(tell, done, len(unique), concept.name))
+            with clock.stage("segments"):
+                for index, query in enumerate(queries):
+                    if concepts[query.name].name == concept.name:
+                        segment = ready.add(index, _segment(volume, query, concept, whole, engine))
+                        if on_segment:
+                            on_segment(index, segment)
+            done += 1
+            tell("segmenting", done / len(unique), name=concept.name)
+    return segmentation_of(volume, ready.in_order(), engine, clock.seconds)
+
+
+def segmentation_of(
+    volume: Volume, segments: Sequence[Segment], engine: Engine, seconds: dict[str, float]
+) -> Segmentation:
+    """Segments of one volume with how they were made."""
     return Segmentation(
         volume=volume,
         segments=tuple(segments),
-        preset=preset,
+        preset=engine.preset.name,
         weights=engine.weights,
         device=engine.device,
-        seconds={name: round(value, 3) for name, value in clock.seconds.items()},
+        seconds={name: round(value, 3) for name, value in seconds.items()},
         settings=engine.settings,
         version=__version__,
         warnings=volume.warnings + engine.warnings,
     )
+
+
+def _part_of(tell: Progress, number: int, count: int, name: str | None = None) -> Progress:
+    """Progress of part ``number`` of ``count`` equal parts as progress of the whole; ``name`` is that of the part."""
+    common: dict[str, str | int] = {} if name is None else {"name": name}
+
+    def tell_part(stage: str, share: float, /, **values: str | int) -> None:
+        tell(stage, (number + share) / count, **common, **values)
+
+    return tell_part
 
 
 def concept_of(query: Query, engine: Engine, volume: Volume) -> Concept:
@@ -160,8 +208,11 @@ def concept_of(query: Query, engine: Engine, volume: Volume) -> Concept:
     )
 
 
-def ask(encoded: EncodedVolume, concepts: Sequence[Concept], engine: Engine) -> list[Saliency]:
+def ask(
+    encoded: EncodedVolume, concepts: Sequence[Concept], engine: Engine, tell: Progress = tell_nobody
+) -> list[Saliency]:
     """Saliency of each concept over the encoded slices."""
+    count = len(encoded.keys.indices)
     known = vocabulary()
     rows: dict[str, int] = {}
     texts = []
@@ -170,21 +221,17 @@ def ask(encoded: EncodedVolume, concepts: Sequence[Concept], engine: Engine) -> 
             if name not in rows:
                 rows[name] = len(rows)
                 words = wordings(known[name]) if name in known else (name,)
+                tell("scoring", 0.0, slices=count)
                 texts.append(engine.text_image.encode_text(words))
     matrix = torch.stack(texts)
     competitions = [Competition(rows[c.name], tuple(rows[rival] for rival in c.rivals)) for c in concepts]
 
     def score_slab(slab: slice) -> torch.Tensor:
+        tell("scoring", slab.start / count, slices=count)
         return engine.text_image.score(torch.from_numpy(np.ascontiguousarray(encoded.pixels[slab])), matrix)
 
-    return saliency_of(
-        encoded.slabs(),
-        score_slab,
-        competitions,
-        torch.from_numpy(encoded.body),
-        len(encoded.keys.indices),
-        encoded.body.shape[-1],
-    )
+    body = torch.from_numpy(encoded.body)
+    return saliency_of(encoded.slabs(), score_slab, competitions, body, count, encoded.body.shape[-1])
 
 
 @dataclass(frozen=True)
@@ -198,25 +245,53 @@ class _Whole:
     refined: Refined | None
 
 
-def _whole(encoded: EncodedVolume, concept: Concept, saliency: Saliency, engine: Engine) -> _Whole:
+def _whole(encoded: EncodedVolume, concept: Concept, saliency: Saliency, engine: Engine, tell: Progress) -> _Whole:
     """Presence, decoding, choice and components of one concept."""
     preset = engine.preset
     needed = preset.found_min if concept.trained else preset.found_min_untrained
-    empty = np.zeros(encoded.body_mask.shape, bool)
+    tell("segmenting", 0.0)
     if saliency.score < needed:
-        return _Whole(encoded, empty, saliency.score, False, None)
+        return _Whole(encoded, np.zeros(encoded.body_mask.shape, bool), saliency.score, False, None)
     distance = encoded.frame.spacing[0] * encoded.keys.step
     smoothed = replace(saliency, share=smooth_across(saliency.share, distance, preset.smooth_mm))
     present = saliency.evidence >= preset.slice_min
     decodable = present & (not concept.ring)
-    refined = refine(smoothed, decodable, encoded.coarse_of, engine.decoder.decode, IMAGE_SIZE, preset.choice)
+    coarse_of, decode = _telling(encoded, engine, decodable, tell)
+    refined = refine(smoothed, decodable, coarse_of, decode, IMAGE_SIZE, preset.choice)
+    tell("segmenting", DECODING_SHARE)
     mask = restore_mask(refined.probability, present, encoded.keys, encoded.canvas, FOUND_SHARE_MIN)
+    tell("segmenting", (1 + DECODING_SHARE) / 2)
     mask = keep_parts(mask if concept.ring else fill_holes(mask), concept.parts)
+    tell("segmenting", 1.0)
     return _Whole(encoded, mask, saliency.score, bool(mask.any()), refined)
 
 
-def _segment(volume: Volume, query: Query, concept: Concept, wholes: dict[str, _Whole], engine: Engine) -> Segment:
-    whole = wholes[concept.name]
+def _telling(
+    encoded: EncodedVolume, engine: Engine, present: np.ndarray, tell: Progress
+) -> tuple[Callable[[list[int]], torch.Tensor], Decode]:
+    """The embeddings' and the decoder's calls, told before and after; ``present`` bool [n]: slices that are decoded."""
+    places = np.cumsum(present)
+    place = 0
+
+    def tell_place() -> None:
+        count = max(1, int(present.sum()))
+        tell("segmenting", DECODING_SHARE * place / count, slice=place, slices=count)
+
+    def coarse_of(rows: list[int]) -> torch.Tensor:
+        nonlocal place
+        place = max(place, int(places[max(rows)]))
+        tell_place()
+        return encoded.coarse_of(rows)
+
+    def decode(coarse: torch.Tensor, boxes: torch.Tensor, masks: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        answer = engine.decoder.decode(coarse, boxes, masks)
+        tell_place()
+        return answer
+
+    return coarse_of, decode
+
+
+def _segment(volume: Volume, query: Query, concept: Concept, whole: _Whole, engine: Engine) -> Segment:
     mask, warnings = whole.mask, list(query.warnings)
     if query.side and whole.found and not sides_visible(whole.encoded.frame, len(mask)):
         warnings.append(f"A single sagittal slice doesn't tell left from right: {concept.name} is shown whole.")
@@ -266,33 +341,53 @@ def _provenance(query: Query, concept: Concept, whole: _Whole, engine: Engine) -
     }
 
 
-def _warn_of_twins(segments: list[Segment]) -> list[Segment]:
-    """Different names whose masks are nearly the same: one of them is likely wrong."""
-    warned = list(segments)
-    sizes = [np.count_nonzero(segment.mask) for segment in segments]
-    for a, b in combinations(range(len(segments)), 2):
-        first, second = segments[a], segments[b]
-        enough = SAME_MASK_DICE * (sizes[a] + sizes[b])
-        if first.name == second.name or 2 * min(sizes[a], sizes[b]) <= enough:  # sizes alone settle most pairs
-            continue
-        if 2 * np.count_nonzero(first.mask & second.mask) > enough:
-            sentence = f"{first.name} and {second.name} have nearly the same mask; one of them is likely wrong."
-            for n in (a, b):
-                warned[n] = replace(warned[n], warnings=(*warned[n].warnings, sentence))
-    return warned
-
-
 def encode(
     volume: Volume, window: tuple[float, float] | None, engine: Engine, progress: Progress | None
 ) -> EncodedVolume:
     """Encoded volume from the cache of the last ones, or made now."""
-    key = (volume.fingerprint, volume.modality, volume.dimension, window, engine.preset.name, engine.device)
+    key = _key(volume, window, engine)
     if key not in _encoded:
-        _encoded[key] = encode_volume(volume, window, _Embedder(engine), engine.text_image, IMAGE_SIZE, progress)
+        _encoded[key] = _encode_fitting(volume, window, engine, progress)
         while len(_encoded) > KEPT_VOLUMES:
             _encoded.popitem(last=False)
     _encoded.move_to_end(key)
     return _encoded[key]
+
+
+def forget_volumes() -> None:
+    """Free the encoded volumes that are kept for the next question."""
+    _encoded.clear()
+
+
+def encoder_seconds(engine: Engine) -> float:
+    """Seconds that one slice takes in the encoder, after a first one in which what is built once is built."""
+    pictures = torch.rand(1, 1, IMAGE_SIZE, IMAGE_SIZE)
+    started = 0.0
+    for _ in range(2):
+        started = time.perf_counter()
+        _Embedder(engine).embed(pictures)[0].cpu()
+    return time.perf_counter() - started
+
+
+def _key(volume: Volume, window: tuple[float, float] | None, engine: Engine) -> tuple[Any, ...]:
+    return (volume.fingerprint, volume.modality, volume.dimension, window, engine.preset.name, engine.device)
+
+
+def _encode_fitting(
+    volume: Volume, window: tuple[float, float] | None, engine: Engine, progress: Progress | None
+) -> EncodedVolume:
+    """Encoded with as many slices at once as fit into the device's memory: half as many after each failure."""
+    at_once = slices_at_once(engine.device)
+    while True:
+        try:
+            embedder = _Embedder(engine)
+            return encode_volume(volume, window, embedder, engine.text_image, IMAGE_SIZE, progress, at_once)
+        except (MemoryError, RuntimeError) as problem:
+            if not ran_out_of_memory(problem) or (at_once == 1 and not _encoded):
+                raise
+        forget_volumes()
+        release_memory(engine.device)
+        at_once = max(1, at_once // 2)
 
 
 @dataclass(frozen=True)

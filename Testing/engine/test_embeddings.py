@@ -100,12 +100,12 @@ def test_work_goes_slab_by_slab_and_says_how_far_it_is():
     seen: list[float] = []
     model = AveragingModel()
     encoded = encode_volume(
-        phantom(2 * SLAB_SLICES + 8), None, model, model, SIZE, lambda stage, share: seen.append(share)
+        phantom(2 * SLAB_SLICES + 8), None, model, model, SIZE, lambda stage, share, **values: seen.append(share)
     )
     count = len(encoded.keys.indices)
     assert count > 2 * SLAB_SLICES
     assert model.batches == [SLAB_SLICES, SLAB_SLICES, count - 2 * SLAB_SLICES]
-    assert seen == pytest.approx([SLAB_SLICES / count, 2 * SLAB_SLICES / count, 1.0])
+    assert seen == pytest.approx([0.0, SLAB_SLICES / count, 2 * SLAB_SLICES / count, 1.0])
     assert [slab.stop - slab.start for slab in encoded.slabs()] == model.batches
 
 

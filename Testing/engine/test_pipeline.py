@@ -9,10 +9,11 @@ from itertools import permutations
 import numpy as np
 import phantoms
 import pytest
+import torch
 from analytic import CANVAS, analytic_engine, dice, ellipsoid
 
 from MedZeroSegLib import pipeline
-from MedZeroSegLib.errors import InputError
+from MedZeroSegLib.errors import InputError, MemoryShortage
 from MedZeroSegLib.presets import Engine
 from MedZeroSegLib.segment import Segment
 from MedZeroSegLib.volume import Volume
@@ -438,11 +439,124 @@ def test_a_structure_in_an_unusual_modality_is_remarked_on(load):
 def test_progress_is_told_and_ends_at_1(load):
     load(analytic_engine(BRIGHTNESS))
     told: list[tuple[str, float]] = []
-    pipeline.segment(stored(abdomen()), "liver; kidney", progress=lambda stage, share: told.append((stage, share)))
-    assert told[0][0] == "encoding" and told[-1] == ("segmenting", 1.0)
+
+    def tell(stage: str, share: float, /, **values: str | int) -> None:
+        told.append((stage, share))
+
+    pipeline.segment(stored(abdomen()), "liver; kidney", progress=tell)
+    assert told[0] == ("loading", 0.0) and told[-1] == ("segmenting", 1.0)
     for stage in ("encoding", "segmenting"):
         shares = [share for name, share in told if name == stage]
         assert shares == sorted(shares) and shares[-1] == 1.0
+
+
+def test_each_segment_is_handed_over_as_soon_as_it_is_ready(load):
+    load(analytic_engine(BRIGHTNESS))
+    happened: list[tuple[str, object]] = []
+
+    def tell(stage: str, share: float, /, **values: str | int) -> None:
+        if stage == "segmenting":
+            happened.append((stage, values["name"]))
+
+    names = ["liver", "left kidney", "spleen", "right kidney"]
+    result = pipeline.segment(
+        stored(abdomen()),
+        names,
+        progress=tell,
+        on_segment=lambda index, segment: happened.append((names[index], segment)),
+    )
+    order = [what for what, _ in happened if what in names]
+    assert order == ["liver", "left kidney", "right kidney", "spleen"]  # both kidneys at once
+    assert happened.index(("segmenting", "spleen")) > [what for what, _ in happened].index("right kidney")
+    for name, segment in ((what, segment) for what, segment in happened if what in names):
+        assert segment is result.segments[names.index(name)]
+
+
+def test_the_later_of_two_twins_is_handed_over_with_its_warning(load):
+    load(analytic_engine({"liver": 0.8, "spleen": 0.8, "kidney": 0.6}, {"liver": (), "spleen": (), "kidney": ()}))
+    handed: dict[int, Segment] = {}
+    result = pipeline.segment(stored(abdomen()), "liver; kidney; spleen", on_segment=handed.__setitem__)
+    assert not any("same mask" in sentence for sentence in handed[0].warnings)
+    (sentence,) = [sentence for sentence in handed[2].warnings if "same mask" in sentence]
+    assert sentence in result.segments[0].warnings and sentence in result.segments[2].warnings
+
+
+@pytest.mark.parametrize("stage", ["loading", "planned", "encoding", "scoring", "segmenting"])
+def test_progress_can_end_the_run_at_every_stage_and_the_next_is_whole(load, stage):
+    engine = load(analytic_engine(BRIGHTNESS))
+
+    def stop(at: str, share: float, /, **values: str | int) -> None:
+        if at == stage:
+            raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        pipeline.segment(stored(abdomen()), "liver; spleen", progress=stop)
+    assert engine.decoder.pictures_embedded == (0 if stage in ("loading", "planned", "encoding") else SHAPE[2])
+    assert dice(run(stored(abdomen()), "liver")["liver"].mask.T, LIVER_PLACE) >= 0.9
+
+
+def test_progress_is_told_around_every_encoded_slice_and_decoded_batch(load):
+    engine = load(analytic_engine(BRIGHTNESS))
+    told: list[tuple[str, int, int]] = []
+
+    def tell(stage: str, share: float, /, **values: str | int) -> None:
+        if "slice" in values:
+            told.append((stage, int(values["slice"]), engine.decoder.pictures_embedded + engine.decoder.boxes_decoded))
+
+    pipeline.segment(stored(abdomen()), "liver", progress=tell)
+    assert [place for stage, place, _ in told if stage == "encoding"] == list(range(SHAPE[2] + 1))
+    works = [work for *_, work in told]
+    assert max(after - before for before, after in zip(works, works[1:], strict=False)) <= 8
+    assert works[-1] == engine.decoder.pictures_embedded + engine.decoder.boxes_decoded
+
+
+def test_the_plan_says_that_a_kept_volume_is_not_encoded_again(load):
+    load(analytic_engine(BRIGHTNESS))
+    plans: list[dict[str, str | int]] = []
+
+    def tell(stage: str, share: float, /, **values: str | int) -> None:
+        if stage == "planned":
+            plans.append(values)
+
+    for names in ("liver; lung", "left kidney; right kidney; lung"):
+        pipeline.segment(stored(abdomen()), names, progress=tell)
+    assert plans == [{"encodings": 2, "slices": SHAPE[2], "names": 2}, {"encodings": 0, "slices": SHAPE[2], "names": 2}]
+
+
+def test_a_card_that_runs_out_of_memory_gets_fewer_slices_at_once(load, monkeypatch):
+    expected_mask = None
+    for room in (100, 3):
+        engine = load(analytic_engine(BRIGHTNESS))
+        pipeline._encoded.clear()
+        monkeypatch.setattr(pipeline, "slices_at_once", lambda device: 16)
+        embed, asked = engine.decoder.embed, []
+
+        def embed_few(pictures, embed=embed, asked=asked, room=room):
+            asked.append(len(pictures))
+            if len(pictures) > room:
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+            return embed(pictures)
+
+        monkeypatch.setattr(engine.decoder, "embed", embed_few)
+        mask = run(stored(abdomen()), "liver")["liver"].mask
+        expected_mask = mask if expected_mask is None else expected_mask
+        assert np.array_equal(mask, expected_mask)
+        assert asked == ([8] if room == 100 else [8, 8, 4, 2, 2, 2, 2])
+
+
+@pytest.mark.parametrize(
+    ("failure", "words"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"), "graphics card .* choose the CPU"),
+        (MemoryError(), "crop the image"),
+        (RuntimeError("[enforce fail at alloc_cpu.cpp:117] DefaultCPUAllocator: can't allocate memory"), "crop the"),
+    ],
+)
+def test_memory_that_runs_out_all_the_same_is_a_sentence(load, monkeypatch, failure, words):
+    engine = load(analytic_engine(BRIGHTNESS))
+    monkeypatch.setattr(engine.decoder, "decode", lambda *_: (_ for _ in ()).throw(failure))
+    with pytest.raises(MemoryShortage, match=words):
+        run(stored(abdomen()), "liver")
 
 
 def test_nothing_typed_is_refused_before_anything_is_loaded(load, monkeypatch):
