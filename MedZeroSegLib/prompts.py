@@ -58,6 +58,14 @@ def prompts_of(
     return prompts
 
 
+def box_around(part: np.ndarray, canvas_size: int) -> tuple[float, float, float, float]:
+    """Tight box of a part bool [s, s] with its margin, x0, y0, x1, y1 in canvas pixels."""
+    scale = canvas_size / len(part)
+    rows, columns = np.flatnonzero(part.any(1)), np.flatnonzero(part.any(0))
+    edges = (columns[0] * scale, rows[0] * scale, (columns[-1] + 1) * scale, (rows[-1] + 1) * scale)
+    return _with_margin(*edges, canvas_size)
+
+
 def mask_prompt(share: np.ndarray, part: np.ndarray) -> np.ndarray:
     """Logits of one part: the share's own, and strongly negative on the structure's other parts; float32 [s, s]."""
     clipped = np.clip(share.astype(np.float32), 1e-4, 1 - 1e-4)

@@ -19,7 +19,8 @@ TOP_LEVEL = {
     "Makefile", "LICENSE.txt", ".ci", ".gitignore",
 }  # fmt: skip
 STAGES = (
-    "saliency", "zero_shot", "slice_presence", "edges", "prompts", "candidates", "propagation", "tracking", "assembly",
+    "saliency", "zero_shot", "slice_presence", "edges", "prompts", "point_prompts", "candidates",
+    "propagation", "tracking", "assembly",
 )  # fmt: skip
 CALLERS = ("pipeline", "presets", "editing", "worker", "cohort", "cli", "evaluation", "training")
 # Part of the library: what it may not know.
