@@ -1,0 +1,188 @@
+"""Messages between the Slicer module and the engine's process: one JSON object a line, checked alike on both sides.
+Voxels and masks travel as .npy files that the messages name. Needs nothing but Python itself.
+
+To the engine, "id" being a number that the module has not used before:
+
+- ``{"id", "cmd": "segment", "volume": {...}, "names": [...], "folder", "preset", "device", "weights_folder"}``
+- ``{"id", "cmd": "check", "preset", "device", "weights_folder"}``: do packages, weights and device work?
+- ``{"id", "cmd": "forget"}``: free models and volumes
+- ``{"id", "cmd": "cancel"}``: of the request with that id; ``{"cmd": "exit"}``
+
+From the engine, with the request's id: any number of
+
+- "progress": ``fraction`` of the predicted time, ``seconds_left`` or null, ``code``, ``values``
+- "segment": see `worker.segment_fields`
+- "result": ``line``, ``device``; the answer of "check"
+
+and then one of "finished", "cancelled" and "error" (``code`` of `ERROR_CODES`, ``message``: a sentence for the user).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, TypeVar
+
+FINAL_EVENTS = ("finished", "cancelled", "error")
+EVENTS = ("progress", "segment", "result", *FINAL_EVENTS)
+ERROR_CODES = ("input", "installation", "memory", "worker-died", "internal")
+
+# Of the engine's process: UTF-8 whatever the system's language, no network, no usage statistics.
+ENVIRONMENT: Mapping[str, str] = MappingProxyType(
+    {
+        "PYTHONUTF8": "1",
+        "PYTHONIOENCODING": "utf-8",
+        "PYTHONUNBUFFERED": "1",
+        "HF_HUB_OFFLINE": "1",
+        "TRANSFORMERS_OFFLINE": "1",
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+        "DO_NOT_TRACK": "1",
+    }
+)
+
+Value = TypeVar("Value")
+
+
+class ProtocolError(ValueError):
+    """A message that lacks something or holds something else than agreed; the text names it."""
+
+
+@dataclass(frozen=True)
+class VolumeFile:
+    """A volume handed over as file.
+
+    Attributes
+    ----------
+    voxels : .npy file of the array [k, j, i].
+    ijk_to_lps : rows of the 4×4 matrix, mm.
+    modality : member of `volume.MODALITIES`; None leaves it to the engine to guess.
+    modality_source : "dicom", "guess" or "given".
+    dimension : 2 or 3.
+    calibrated : whether the spacing is in mm.
+    """
+
+    voxels: Path
+    ijk_to_lps: tuple[tuple[float, ...], ...]
+    modality: str | None
+    modality_source: str
+    dimension: int
+    calibrated: bool
+
+
+@dataclass(frozen=True)
+class CheckRequest:
+    """Models and device to be tried."""
+
+    id: int
+    preset: str
+    device: str
+    weights_folder: Path | None
+
+
+@dataclass(frozen=True)
+class SegmentRequest(CheckRequest):
+    """Names to be segmented in a volume; masks are written into ``folder``."""
+
+    volume: VolumeFile
+    names: tuple[str, ...]
+    folder: Path
+
+
+def encode_line(message: Mapping[str, Any]) -> bytes:
+    """The line of a message; ASCII, so that any path and any name gets through. ValueError for NaN and infinity."""
+    return json.dumps(message, ensure_ascii=True, allow_nan=False, separators=(",", ":")).encode("ascii") + b"\n"
+
+
+def decode_line(line: bytes) -> dict[str, Any] | None:
+    """The message of a line; None when the line is none: something that a library has printed."""
+    try:
+        message = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    return message if isinstance(message, dict) else None
+
+
+def decode_event(line: bytes) -> dict[str, Any] | None:
+    """The engine's event in a line; None when the line is none."""
+    message = decode_line(line)
+    known = message is not None and message.get("event") in EVENTS and type(message.get("id")) is int
+    return message if known else None
+
+
+def request_id(message: Mapping[str, Any]) -> int:
+    """Raises ProtocolError where there is none."""
+    return _entry(message, "id", int)
+
+
+def read_check(message: Mapping[str, Any]) -> CheckRequest:
+    """Raises ProtocolError."""
+    return CheckRequest(**_common(message))
+
+
+def read_segment(message: Mapping[str, Any]) -> SegmentRequest:
+    """Raises ProtocolError."""
+    names = _entry(message, "names", list)
+    if not all(isinstance(name, str) for name in names):
+        raise ProtocolError("'names' holds something else than texts")
+    return SegmentRequest(
+        **_common(message),
+        volume=_volume_file(_entry(message, "volume", dict)),
+        names=tuple(names),
+        folder=Path(_entry(message, "folder", str)),
+    )
+
+
+def check_request(message: Mapping[str, Any]) -> None:
+    """Raises ProtocolError for a message that the engine would refuse."""
+    command = message.get("cmd")
+    if command == "segment":
+        read_segment(message)
+    elif command == "check":
+        read_check(message)
+    elif command == "forget":
+        request_id(message)
+    else:
+        raise ProtocolError(f"{command!r} is no request")
+
+
+def _common(message: Mapping[str, Any]) -> dict[str, Any]:
+    folder = message.get("weights_folder")
+    if folder is not None and not isinstance(folder, str):
+        raise ProtocolError("'weights_folder' is no text")
+    return {
+        "id": request_id(message),
+        "preset": _entry(message, "preset", str),
+        "device": _entry(message, "device", str),
+        "weights_folder": Path(folder) if folder else None,
+    }
+
+
+def _volume_file(entry: Mapping[str, Any]) -> VolumeFile:
+    matrix = _entry(entry, "ijk_to_lps", list)
+    try:
+        rows = tuple(tuple(float(number) for number in row) for row in matrix)
+    except (TypeError, ValueError) as problem:
+        raise ProtocolError("'ijk_to_lps' holds something else than numbers") from problem
+    if [len(row) for row in rows] != [4, 4, 4, 4]:
+        raise ProtocolError("'ijk_to_lps' is no 4×4 matrix")
+    modality = entry.get("modality")
+    if modality is not None and not isinstance(modality, str):
+        raise ProtocolError("'modality' is no text")
+    return VolumeFile(
+        voxels=Path(_entry(entry, "voxels", str)),
+        ijk_to_lps=rows,
+        modality=modality,
+        modality_source=_entry(entry, "modality_source", str) if modality else "guess",
+        dimension=_entry(entry, "dimension", int),
+        calibrated=_entry(entry, "calibrated", bool),
+    )
+
+
+def _entry(message: Mapping[str, Any], key: str, kind: type[Value]) -> Value:
+    value = message.get(key)
+    if type(value) is not kind:
+        raise ProtocolError(f"{key!r} is missing" if value is None else f"{key!r} is {value!r:.80}")
+    return value
