@@ -15,30 +15,21 @@ from MedZeroSegLib.assembly import KeySlices
 from MedZeroSegLib.canvas import Canvas, fit_canvas
 from MedZeroSegLib.device import SLAB_SLICES
 from MedZeroSegLib.intensity import BODY_FRACTION_MIN, body_mask, picture
+from MedZeroSegLib.mask_decoder.decoder import MaskDecoder
 from MedZeroSegLib.slices import SliceFrame, slice_frame
+from MedZeroSegLib.text_image.model import TextImageModel
 from MedZeroSegLib.volume import Volume
 
 KEY_DISTANCE_MM = 5.0  # between encoded slices, at most; thinner slices in between are interpolated
 FIELD_SHARE = 1 / 25  # of the field of view: key slices of a small crop lie closer together
 IN_MEMORY_SLICES = 128  # more embeddings than these go to a temporary file
+IN_MEMORY_BYTES = 1 << 30  # and larger ones
 
 
 class Progress(Protocol):
     """Called often, with a stage's name, its share done (0..1) and what it is at; may raise to end the run."""
 
     def __call__(self, stage: str, share: float, /, **values: str | int) -> None: ...
-
-
-class ImageModel(Protocol):
-    """What turns pictures into the embedding that the text and the mask decoder share."""
-
-    def embed(self, pictures: Tensor) -> tuple[Tensor, Tensor]: ...
-
-
-class PixelModel(Protocol):
-    """What turns that embedding into pixel vectors."""
-
-    def encode_slices(self, coarse: Tensor, detail: Tensor) -> Tensor: ...
 
 
 @dataclass(frozen=True)
@@ -50,9 +41,13 @@ class EncodedVolume:
     coarse
         float16 [n, 256, 64, 64], the decoder's embedding.
     pixels
-        float16 [n, c, 128, 128], unit vectors to score texts against.
+        float16 [n, c, s, s], what the text-image model scores texts against.
+    summary
+        float32 [n, e], its vectors of whole slices; e is 0 where it has none.
+    pictures
+        uint8 [n, size, size], the slices on the canvas.
     body
-        bool [n, 128, 128], the patient on the canvas's cells.
+        bool [n, cells, cells], the patient on the cells of the logit maps.
     body_mask
         bool [N, h, w] on all canonical slices.
     """
@@ -62,8 +57,26 @@ class EncodedVolume:
     keys: KeySlices
     coarse: np.ndarray
     pixels: np.ndarray
+    summary: np.ndarray
+    pictures: np.ndarray
     body: np.ndarray
     body_mask: np.ndarray
+
+    @property
+    def distance_mm(self) -> float:
+        """Usual distance between two neighbouring key slices."""
+        return self.frame.spacing[0] * self.keys.step
+
+    @property
+    def body_area(self) -> np.ndarray:
+        """Pixels of the canvas that hold the patient in each key slice, float64 [n]."""
+        return self.body.mean((1, 2)) * self.canvas.size**2
+
+    @property
+    def cell_mm(self) -> float:
+        """Side of a cell of the logit maps, along the longer side of the slice."""
+        longer = max(self.canvas.height * self.frame.spacing[1], self.canvas.width * self.frame.spacing[2])
+        return longer / self.body.shape[-1]
 
     def coarse_of(self, rows: list[int]) -> Tensor:
         """Embeddings float32 [m, 256, 64, 64] of some key slices."""
@@ -77,8 +90,8 @@ class EncodedVolume:
 def encode_volume(
     volume: Volume,
     window: tuple[float, float] | None,
-    image_model: ImageModel,
-    pixel_model: PixelModel,
+    decoder: MaskDecoder,
+    text_image: TextImageModel,
     size: int,
     progress: Progress | None = None,
     slices_at_once: int = SLAB_SLICES,
@@ -102,23 +115,27 @@ def encode_volume(
     canvas = fit_canvas(shown.shape[1:], frame.spacing[1:], size)
     keys = key_slices(body, frame)
     count = len(keys.indices)
-    coarse = pixels = cells = np.zeros((0, 1, 1, 1), np.float16)
+    coarse = pixels = np.zeros((0, 1, 1, 1), np.float16)
+    summary, pictures = np.zeros((0, 0), np.float32), np.zeros((count, size, size), np.uint8)
+    cells = np.zeros((count, text_image.cells, text_image.cells), bool)
     if progress and count:
         progress("encoding", 0.0, slice=0, slices=count)
     for slab in _slabs(count, slices_at_once):
-        chosen = keys.indices[slab]
-        slab_coarse, slab_detail = image_model.embed(canvas.place(shown[chosen]))
-        slab_pixels = pixel_model.encode_slices(slab_coarse, slab_detail)
+        chosen = shown[keys.indices[slab]]
+        embedding = decoder.embed_slices(chosen, canvas)
+        features = text_image.encode_slices(chosen, canvas, embedding)
         if slab.start == 0:
-            coarse = _half_array((count, *slab_coarse.shape[1:]))
-            pixels = _half_array((count, *slab_pixels.shape[1:]))
-            cells = np.zeros((count, *slab_pixels.shape[2:]), bool)
-        coarse[slab] = slab_coarse.half().cpu().numpy()
-        pixels[slab] = slab_pixels.half().cpu().numpy()
-        cells[slab] = _cells_of(canvas, body[chosen], slab_pixels.shape[-1])
+            coarse = _half_array((count, *embedding.coarse.shape[1:]))
+            pixels = _half_array((count, *features.pixels.shape[1:]))
+            summary = np.zeros((count, *features.summary.shape[1:]), np.float32)
+        coarse[slab] = embedding.coarse.half().cpu().numpy()
+        pixels[slab] = features.pixels.half().cpu().numpy()
+        summary[slab] = features.summary.float().cpu().numpy()
+        pictures[slab] = (canvas.place(chosen)[:, 0] * 255).round().byte().numpy()
+        cells[slab] = _cells_of(canvas, body[keys.indices[slab]], text_image.cells)
         if progress:
             progress("encoding", slab.stop / count, slice=slab.stop, slices=count)
-    return EncodedVolume(frame, canvas, keys, coarse, pixels, cells, body)
+    return EncodedVolume(frame, canvas, keys, coarse, pixels, summary, pictures, cells, body)
 
 
 def key_slices(body: np.ndarray, frame: SliceFrame) -> KeySlices:
@@ -156,7 +173,7 @@ def _slabs(count: int, size: int = SLAB_SLICES) -> Iterator[slice]:
 
 def _half_array(shape: tuple[int, ...]) -> np.ndarray:
     """float16 array in memory, or on disk for long volumes; the file goes with the array."""
-    if shape[0] <= IN_MEMORY_SLICES:
+    if shape[0] <= IN_MEMORY_SLICES and np.prod(shape) * np.float16().nbytes <= IN_MEMORY_BYTES:
         return np.empty(shape, np.float16)
     with tempfile.TemporaryFile(prefix="medzeroseg-") as file:  # the mapping keeps it until the array goes
         return np.memmap(file, np.float16, "w+", shape=shape)

@@ -20,14 +20,15 @@ MODELS_BYTES = 2_000_000_000  # libraries, weights, one slab of slices
 LOADED_BYTES = 1_200_000_000  # of these, what a process with loaded models holds already
 VOXEL_BYTES, MASK_BYTES = 3, 3  # grey level, body and work copies of each voxel; the same of each name
 SLICE_BYTES, SLICES_KEPT = 4_200_000, 128  # embeddings kept in memory; more go to a temporary file
+BASE_MODELS_BYTES, BASE_SLICE_BYTES = 5_000_000_000, 10_500_000  # the same of the preset `base` with SAM ViT-B
 
 
-def require_memory(volume: Volume, names: int, loaded: bool = False) -> None:
+def require_memory(volume: Volume, names: int, loaded: bool = False, preset: str = "lite") -> None:
     """Raises MemoryShortage where segmenting ``names`` structures of the volume needs more memory than is free.
 
     ``loaded`` says that this process has loaded the models before.
     """
-    needed, free = needed_bytes(volume.shape, names) - LOADED_BYTES * loaded, free_bytes()
+    needed, free = needed_bytes(volume.shape, names, preset) - LOADED_BYTES * loaded, free_bytes()
     if needed > free:
         raise MemoryShortage(
             f"Segmenting {names} structure{'s' if names != 1 else ''} in this image needs about {needed / 1e9:.1f} GB "
@@ -35,10 +36,11 @@ def require_memory(volume: Volume, names: int, loaded: bool = False) -> None:
         )
 
 
-def needed_bytes(shape: tuple[int, ...], names: int) -> int:
+def needed_bytes(shape: tuple[int, ...], names: int, preset: str = "lite") -> int:
     """Estimate for a volume of ``shape`` [k, j, i]; the voxels themselves are in memory already."""
     voxels = shape[0] * shape[1] * shape[2]
-    return MODELS_BYTES + voxels * (VOXEL_BYTES + MASK_BYTES * names) + SLICE_BYTES * min(max(shape), SLICES_KEPT)
+    models, kept = (BASE_MODELS_BYTES, BASE_SLICE_BYTES) if preset.startswith("base") else (MODELS_BYTES, SLICE_BYTES)
+    return models + voxels * (VOXEL_BYTES + MASK_BYTES * names) + kept * min(max(shape), SLICES_KEPT)
 
 
 def free_bytes() -> int:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
+from torch import Tensor
 
 from MedZeroSegLib import __version__
 from MedZeroSegLib.assembly import (
@@ -23,39 +23,28 @@ from MedZeroSegLib.assembly import (
     sides_visible,
     take_side,
 )
+from MedZeroSegLib.canvas import fit_canvas
+from MedZeroSegLib.concepts import Concept, ask, concept_of
 from MedZeroSegLib.device import release_memory, slices_at_once
 from MedZeroSegLib.embeddings import EncodedVolume, Progress, encode_volume, expected_slices
-from MedZeroSegLib.intensity import in_hounsfield_units
+from MedZeroSegLib.mask_decoder.decoder import Prompted
 from MedZeroSegLib.mask_decoder.lite_medsam import IMAGE_SIZE
 from MedZeroSegLib.memory import ran_out_of_memory, require_memory, telling_shortage
 from MedZeroSegLib.presets import Engine, load_engine
-from MedZeroSegLib.propagation import Decode, Refined, refine
+from MedZeroSegLib.propagation import Refined, refine
 from MedZeroSegLib.queries import Query, resolve
-from MedZeroSegLib.saliency import FOUND_SHARE_MIN, Competition, Saliency, saliency_of, smooth_across
+from MedZeroSegLib.saliency import FOUND_SHARE_MIN, Saliency, smooth_across
 from MedZeroSegLib.segment import Segment, Segmentation
+from MedZeroSegLib.slices import slice_frame
+from MedZeroSegLib.tracking import track
 from MedZeroSegLib.twins import ReadySegments
-from MedZeroSegLib.vocabulary import may_overlap, vocabulary, wordings
 from MedZeroSegLib.volume import Volume
 
-LUNG_LEVEL_MAX = -300.0  # HU; structures whose window lies below are looked at in their own window
 KEPT_VOLUMES = 2  # encoded volumes kept for the next question
 DECODING_SHARE = 0.7  # of the time that a structure takes; the rest goes into slices in between and components
 
 OnSegment = Callable[[int, Segment], None]
 _encoded: OrderedDict[tuple[Any, ...], EncodedVolume] = OrderedDict()
-
-
-@dataclass(frozen=True)
-class Concept:
-    """What the head is asked: a concept without its side, its wordings and its rivals."""
-
-    name: str
-    wordings: tuple[str, ...]
-    rivals: tuple[str, ...]
-    trained: bool
-    window: tuple[float, float] | None
-    ring: bool
-    parts: int
 
 
 @dataclass
@@ -128,11 +117,12 @@ def segment(
     """
     clock, tell = Clock(), progress or tell_nobody
     queries = resolve(names)
-    require_memory(volume, len(queries), loaded=bool(_encoded))
+    require_memory(volume, len(queries), loaded=bool(_encoded), preset=preset)
     tell("loading", 0.0)
     with clock.stage("loading"):
         engine = load_engine(preset, device, weights_folder)
-    concepts = {query.name: concept_of(query, engine, volume) for query in queries}
+    plane = slice_frame(volume).plane
+    concepts = {query.name: concept_of(query, engine, volume, plane) for query in queries}
     unique = list({concept.name: concept for concept in concepts.values()}.values())
     windows = list(dict.fromkeys(concept.window for concept in unique))
     missing = [window for window in windows if _key(volume, window, engine) not in _encoded]
@@ -186,54 +176,6 @@ def _part_of(tell: Progress, number: int, count: int, name: str | None = None) -
     return tell_part
 
 
-def concept_of(query: Query, engine: Engine, volume: Volume) -> Concept:
-    """What the head is asked for a query, and against which rivals: fixed by vocabulary and training alone."""
-    card = engine.text_image.card
-    structure = query.structure
-    name = structure.name if structure else query.name
-    trained = name in card.competitors
-    if trained:
-        rivals = card.competitors[name]
-    else:
-        rivals = tuple(other for other in card.concepts if not may_overlap(name, other))
-    window = structure.window if structure and volume.modality == "CT" and in_hounsfield_units(volume) else None
-    return Concept(
-        name=name,
-        wordings=wordings(structure) if structure else (query.name,),
-        rivals=rivals,
-        trained=trained,
-        window=window if window and window[0] <= LUNG_LEVEL_MAX else None,
-        ring=bool(structure and structure.encloses),
-        parts=structure.parts * (2 if structure.side == "paired" else 1) if structure else 0,
-    )
-
-
-def ask(
-    encoded: EncodedVolume, concepts: Sequence[Concept], engine: Engine, tell: Progress = tell_nobody
-) -> list[Saliency]:
-    """Saliency of each concept over the encoded slices."""
-    count = len(encoded.keys.indices)
-    known = vocabulary()
-    rows: dict[str, int] = {}
-    texts = []
-    for concept in concepts:
-        for name in (concept.name, *concept.rivals):
-            if name not in rows:
-                rows[name] = len(rows)
-                words = wordings(known[name]) if name in known else (name,)
-                tell("scoring", 0.0, slices=count)
-                texts.append(engine.text_image.encode_text(words))
-    matrix = torch.stack(texts)
-    competitions = [Competition(rows[c.name], tuple(rows[rival] for rival in c.rivals)) for c in concepts]
-
-    def score_slab(slab: slice) -> torch.Tensor:
-        tell("scoring", slab.start / count, slices=count)
-        return engine.text_image.score(torch.from_numpy(np.ascontiguousarray(encoded.pixels[slab])), matrix)
-
-    body = torch.from_numpy(encoded.body)
-    return saliency_of(encoded.slabs(), score_slab, competitions, body, count, encoded.body.shape[-1])
-
-
 @dataclass(frozen=True)
 class _Whole:
     """One concept on all canonical slices, both sides together, and how it came about."""
@@ -256,8 +198,11 @@ def _whole(encoded: EncodedVolume, concept: Concept, saliency: Saliency, engine:
     smoothed = replace(saliency, share=smooth_across(saliency.share, distance, preset.smooth_mm))
     present = saliency.evidence >= preset.slice_min
     decodable = present & (not concept.ring)
-    coarse_of, decode = _telling(encoded, engine, decodable, tell)
-    refined = refine(smoothed, decodable, coarse_of, decode, IMAGE_SIZE, preset.choice)
+    coarse_of, decoder = _telling(encoded, engine, decodable, tell)
+    if preset.zero_shot is None:
+        refined = refine(smoothed, decodable, coarse_of, decoder.decode, IMAGE_SIZE, preset.choice)
+    else:
+        refined = track(smoothed, decodable, coarse_of, decoder, encoded.body_area)
     tell("segmenting", DECODING_SHARE)
     mask = restore_mask(refined.probability, present, encoded.keys, encoded.canvas, FOUND_SHARE_MIN)
     tell("segmenting", (1 + DECODING_SHARE) / 2)
@@ -266,9 +211,22 @@ def _whole(encoded: EncodedVolume, concept: Concept, saliency: Saliency, engine:
     return _Whole(encoded, mask, saliency.score, bool(mask.any()), refined)
 
 
+class _TellingDecoder:
+    """The decoder on the volume's canvas, whose calls are told."""
+
+    def __init__(self, decoder: Prompted, tell: Callable[[], None]) -> None:
+        self.decoder, self.tell = decoder, tell
+        self.prompts, self.device = decoder.prompts, decoder.device
+
+    def decode(self, coarse: Tensor, boxes: Tensor, masks: Tensor | None, **more: Any) -> tuple[Tensor, Tensor]:
+        answer = self.decoder.decode(coarse, boxes, masks, **more)
+        self.tell()
+        return answer
+
+
 def _telling(
     encoded: EncodedVolume, engine: Engine, present: np.ndarray, tell: Progress
-) -> tuple[Callable[[list[int]], torch.Tensor], Decode]:
+) -> tuple[Callable[[list[int]], Tensor], _TellingDecoder]:
     """The embeddings' and the decoder's calls, told before and after; ``present`` bool [n]: slices that are decoded."""
     places = np.cumsum(present)
     place = 0
@@ -277,18 +235,13 @@ def _telling(
         count = max(1, int(present.sum()))
         tell("segmenting", DECODING_SHARE * place / count, slice=place, slices=count)
 
-    def coarse_of(rows: list[int]) -> torch.Tensor:
+    def coarse_of(rows: list[int]) -> Tensor:
         nonlocal place
         place = max(place, int(places[max(rows)]))
         tell_place()
         return encoded.coarse_of(rows)
 
-    def decode(coarse: torch.Tensor, boxes: torch.Tensor, masks: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        answer = engine.decoder.decode(coarse, boxes, masks)
-        tell_place()
-        return answer
-
-    return coarse_of, decode
+    return coarse_of, _TellingDecoder(engine.decoder.on(encoded.canvas), tell_place)
 
 
 def _segment(volume: Volume, query: Query, concept: Concept, whole: _Whole, engine: Engine) -> Segment:
@@ -302,7 +255,8 @@ def _segment(volume: Volume, query: Query, concept: Concept, whole: _Whole, engi
         if not midline.certain:
             warnings.append(f"The side of {query.name} was taken from the middle of the image; check it.")
     found = bool(mask.any())
-    if not concept.trained:
+    warnings += engine.text_image.text_remarks(concept.wordings, concept.scene)
+    if not concept.trained and engine.text_image.card.concepts:
         warnings.append(f"The model was not trained on {concept.name!r}: this is a try, look at it closely.")
     if query.suggestions:
         warnings.append(f"{query.typed!r} isn't a known name; did you mean {' or '.join(query.suggestions)}?")
@@ -360,12 +314,13 @@ def forget_volumes() -> None:
 
 
 def encoder_seconds(engine: Engine) -> float:
-    """Seconds that one slice takes in the encoder, after a first one in which what is built once is built."""
-    pictures = torch.rand(1, 1, IMAGE_SIZE, IMAGE_SIZE)
+    """Seconds that one slice takes in the encoders, after a first one in which what is built once is built."""
+    slices = np.random.default_rng(0).integers(0, 256, (1, IMAGE_SIZE, IMAGE_SIZE), np.uint8)
+    canvas = fit_canvas(slices.shape[1:], (1.0, 1.0), IMAGE_SIZE)
     started = 0.0
     for _ in range(2):
         started = time.perf_counter()
-        _Embedder(engine).embed(pictures)[0].cpu()
+        engine.text_image.encode_slices(slices, canvas, engine.decoder.embed_slices(slices, canvas)).pixels.cpu()
     return time.perf_counter() - started
 
 
@@ -380,22 +335,10 @@ def _encode_fitting(
     at_once = slices_at_once(engine.device)
     while True:
         try:
-            embedder = _Embedder(engine)
-            return encode_volume(volume, window, embedder, engine.text_image, IMAGE_SIZE, progress, at_once)
+            return encode_volume(volume, window, engine.decoder, engine.text_image, IMAGE_SIZE, progress, at_once)
         except (MemoryError, RuntimeError) as problem:
             if not ran_out_of_memory(problem) or (at_once == 1 and not _encoded):
                 raise
         forget_volumes()
         release_memory(engine.device)
         at_once = max(1, at_once // 2)
-
-
-@dataclass(frozen=True)
-class _Embedder:
-    """The decoder's encoder as the embeddings' image model."""
-
-    engine: Engine
-
-    def embed(self, pictures: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        embedding = self.engine.decoder.embed(pictures)
-        return embedding.coarse, embedding.detail

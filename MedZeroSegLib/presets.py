@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from MedZeroSegLib.base_preset import BASE, VARIANTS, ZeroShot, load_zero_shot
 from MedZeroSegLib.errors import InputError
 from MedZeroSegLib.propagation import Choice
 from MedZeroSegLib.weights import WeightsStore, cache_folder, load_state, weights_store
 from MedZeroSegLib.weights_catalogue import sha256_of
 
 if TYPE_CHECKING:
+    from MedZeroSegLib.mask_decoder.decoder import MaskDecoder
     from MedZeroSegLib.mask_decoder.lite_medsam import LiteMedSamModel
-    from MedZeroSegLib.text_image.lite import LiteTextImage
+    from MedZeroSegLib.text_image.model import TextImageModel
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,8 @@ class Preset:
         Gaussian across slices, σ in mm.
     choice
         When the decoder's mask is believed.
+    zero_shot
+        What a preset without a trained head is made of; None for those with one.
     """
 
     name: str
@@ -48,12 +52,16 @@ class Preset:
     slice_min: float = 0.7
     smooth_mm: float = 2.0
     choice: Choice = Choice()
+    zero_shot: ZeroShot | None = None
 
 
 PRESETS = {
     "lite": Preset("lite", "lite.safetensors", "Apache-2.0"),
     "lite-research": Preset("lite-research", "lite-research.safetensors", "CC BY-NC-SA 4.0"),
+    # Found where the text wins against all others; slices were chosen and smoothed on the way.
+    "base": Preset("base", "", "", 0.5, 0.5, slice_min=1e-6, smooth_mm=0.0, zero_shot=BASE),
 }
+ZERO_SHOT_NOTE = "The preset {name} was never shown masks: every result is a try, look at it closely."
 
 
 @dataclass(frozen=True)
@@ -61,8 +69,8 @@ class Engine:
     """A preset's models, loaded on a device, and the files that they came from."""
 
     preset: Preset
-    text_image: LiteTextImage
-    decoder: LiteMedSamModel
+    text_image: TextImageModel
+    decoder: MaskDecoder
     device: str
     weights: tuple[dict[str, str], ...]
     warnings: tuple[str, ...]
@@ -74,10 +82,24 @@ class Engine:
 
 
 def preset_named(name: str) -> Preset:
-    """Raises InputError for an unknown name."""
-    if name not in PRESETS:
-        raise InputError(f"The preset {name!r} is unknown; use one of {', '.join(PRESETS)}.")
-    return PRESETS[name]
+    """The preset of a name, such as "lite", or of a name and a variant, such as "base/naclip".
+
+    Raises
+    ------
+    InputError
+        For an unknown name or variant.
+    """
+    main, slash, variant = name.partition("/")
+    if main not in PRESETS:
+        raise InputError(f"The preset {main!r} is unknown; use one of {', '.join(PRESETS)}.")
+    preset = PRESETS[main]
+    if not slash:
+        return preset
+    if preset.zero_shot is None:
+        raise InputError(f"The preset {main!r} has no variants; leave {variant!r} out, or use the preset base.")
+    if variant not in VARIANTS:
+        raise InputError(f"The preset base has no variant {variant!r}; use one of {', '.join(VARIANTS)}.")
+    return replace(preset, name=name, zero_shot=VARIANTS[variant])
 
 
 def load_lite_medsam(store: WeightsStore, device: str = "cpu") -> LiteMedSamModel:
@@ -93,18 +115,28 @@ def load_lite_medsam(store: WeightsStore, device: str = "cpu") -> LiteMedSamMode
 def load_engine(name: str, device: str = "auto", weights_folder: Path | None = None) -> Engine:
     """Load a preset once; raises InputError or InstallationError."""
     from MedZeroSegLib.device import choose_device
-    from MedZeroSegLib.text_image.lite import LiteTextImage, read_head
-    from MedZeroSegLib.text_image.minilm import MiniLmTextTower
-    from MedZeroSegLib.text_image.text_vectors import TextVectors
 
     preset = preset_named(name)
     chosen, passed_over = choose_device(device)
     store = weights_store(weights_folder)
+    if preset.zero_shot is None:
+        return _load_lite(preset, chosen, store, passed_over)
+    text_image, decoder = load_zero_shot(preset.zero_shot, store, chosen)
+    records = (store.record(preset.zero_shot.clip), store.record(preset.zero_shot.decoder))
+    warnings = (*passed_over, ZERO_SHOT_NOTE.format(name=preset.name))
+    return Engine(preset, text_image, decoder, chosen, records, warnings)
+
+
+def _load_lite(preset: Preset, device: str, store: WeightsStore, passed_over: tuple[str, ...]) -> Engine:
+    from MedZeroSegLib.text_image.lite import LiteTextImage, read_head
+    from MedZeroSegLib.text_image.minilm import MiniLmTextTower
+    from MedZeroSegLib.text_image.text_vectors import TextVectors
+
     tower_folder = store.locate("minilm")
     head_file = Path(str(files("MedZeroSegLib").joinpath("heads", preset.head)))
-    decoder = load_lite_medsam(store, chosen)
+    decoder = load_lite_medsam(store, device)
     head, card = read_head(head_file)
-    text_image = LiteTextImage(head, TextVectors(lambda: MiniLmTextTower(tower_folder)), card, chosen)
+    text_image = LiteTextImage(head, TextVectors(lambda: MiniLmTextTower(tower_folder)), card, device)
     records = (
         store.record("lite-medsam"),
         store.record("minilm"),
@@ -115,4 +147,4 @@ def load_engine(name: str, device: str = "auto", weights_folder: Path | None = N
             "licence": preset.licence,
         },
     )
-    return Engine(preset, text_image, decoder, chosen, records, passed_over)
+    return Engine(preset, text_image, decoder, device, records, passed_over)

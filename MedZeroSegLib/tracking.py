@@ -15,7 +15,7 @@ from scipy import ndimage
 from torch import Tensor
 
 from MedZeroSegLib.candidates import candidate_score, soft_dice
-from MedZeroSegLib.mask_decoder.decoder import BOX, MASK, POINTS, MaskDecoder
+from MedZeroSegLib.mask_decoder.decoder import BOX, MASK, POINTS, Prompted
 from MedZeroSegLib.point_prompts import needs_points, points_of
 from MedZeroSegLib.prompts import LOGIT_MAX, box_around, mask_prompt
 from MedZeroSegLib.propagation import Refined
@@ -68,7 +68,7 @@ class Tracker:
     saliency: Saliency
     present: np.ndarray
     coarse_of: Callable[[list[int]], Tensor]
-    decoder: MaskDecoder
+    decoder: Prompted
     body_area: np.ndarray
     attempts: int = field(default=0, init=False)
 
@@ -163,7 +163,7 @@ def track(
     saliency: Saliency,
     present: np.ndarray,
     coarse_of: Callable[[list[int]], Tensor],
-    decoder: MaskDecoder,
+    decoder: Prompted,
     body_area: np.ndarray,
 ) -> Refined:
     """Draw the objects of one structure.

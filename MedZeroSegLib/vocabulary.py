@@ -127,6 +127,21 @@ def may_overlap(one: str, other: str) -> bool:
     return (first is not None and other in first.parents) or (second is not None and one in second.parents)
 
 
+@cache
+def confusions(structure: Structure) -> tuple[str, ...]:
+    """What is most easily taken for a structure: the others of its region, kind and modalities that exclude it, and of
+    these the wholes, not their parts."""
+    near = [
+        other
+        for other in vocabulary().values()
+        if (other.region, other.kind) == (structure.region, structure.kind)
+        and set(other.modalities) & set(structure.modalities)
+        and not may_overlap(structure.name, other.name)
+    ]
+    names = {other.name for other in near}
+    return tuple(other.name for other in near if not names & set(other.parents))
+
+
 def wordings(structure: Structure) -> tuple[str, ...]:
     """Every wording that a text ensemble or training may use for a structure, the canonical name first."""
     return (structure.name, *structure.synonyms)

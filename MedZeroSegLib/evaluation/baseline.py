@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from MedZeroSegLib.text_image.model import Scene
 from MedZeroSegLib.volume import Volume
 
 if TYPE_CHECKING:
@@ -30,8 +31,9 @@ def naive_segment(engine: Engine, volume: Volume, names: Sequence[str]) -> dict[
 
     encoded = encode(volume, None, engine, None)
     masks = {}
+    scene = Scene(volume.modality, encoded.frame.plane)
     for name in names:
-        text = engine.text_image.encode_text((name,))
+        text = engine.text_image.encode_text((name,), scene)
         masks[name] = encoded.frame.inverse(_mask(engine, encoded, text))
     return masks
 
@@ -68,6 +70,7 @@ def _mask(engine: Engine, encoded: EncodedVolume, text: Tensor) -> np.ndarray:
         box = box_of(similarity, canvas)
         if box is not None:
             boxes = torch.tensor([box], dtype=torch.float32, device=engine.decoder.device)
-            logits, _ = engine.decoder.decode(encoded.coarse_of([row]).to(engine.decoder.device), boxes, None)
-            drawn[row] = (logits[0, 0] > 0).cpu().numpy()
+            coarse = encoded.coarse_of([row]).to(engine.decoder.device)
+            logits, quality = engine.decoder.on(canvas).decode(coarse, boxes, None)
+            drawn[row] = (logits[0, int(quality.reshape(-1).argmax())] > 0).cpu().numpy()
     return restore_mask(drawn, np.ones(count, bool), encoded.keys, canvas, 0.5)

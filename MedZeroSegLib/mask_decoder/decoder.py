@@ -37,8 +37,8 @@ class Embedding:
         return len(self.coarse)
 
 
-class MaskDecoder(Protocol):
-    """A member of the Segment Anything family.
+class Prompted(Protocol):
+    """What draws masks from prompts.
 
     Attributes
     ----------
@@ -49,17 +49,21 @@ class MaskDecoder(Protocol):
     prompts: tuple[str, ...]
     device: torch.device
 
+    def decode(self, coarse: Tensor, boxes: Tensor, masks: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Boxes x0 y0 x1 y1 [m, 4] in canvas pixels and mask logits [m, 1, s, s] on the canvas, each on the embedding
+        of its slice [m, 256, 64, 64] → candidates' logits [m, c, s, s] and estimated IoU [m] or [m, c]."""
+        ...
+
+
+class MaskDecoder(Prompted, Protocol):
+    """A member of the Segment Anything family."""
+
     def embed_slices(self, slices: np.ndarray, canvas: Canvas) -> Embedding:
         """Grey slices uint8 [n, h, w] → embedding, float32 on the decoder's device."""
         ...
 
-    def on(self, canvas: Canvas) -> MaskDecoder:
+    def on(self, canvas: Canvas) -> Prompted:
         """The decoder for slices that lie on this canvas."""
-        ...
-
-    def decode(self, coarse: Tensor, boxes: Tensor, masks: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Boxes x0 y0 x1 y1 [m, 4] in canvas pixels and mask logits [m, 1, s, s] on the canvas, each on the embedding
-        of its slice [m, 256, 64, 64] → candidates' logits [m, c, s, s] and estimated IoU [m] or [m, c]."""
         ...
 
 

@@ -91,6 +91,12 @@ class ClipModel:
         visual = self.model.visual
         return visual.trunk.embed_dim if hasattr(visual, "trunk") else visual.conv1.out_channels
 
+    @property
+    def embedding(self) -> int:
+        """Length of the vectors that pictures and texts share."""
+        visual = self.model.visual
+        return visual.head.proj.out_features if hasattr(visual, "trunk") else visual.proj.shape[1]
+
     @torch.inference_mode()
     def encode(self, texts: Sequence[str]) -> Tensor:
         """Unit vectors [n, e] on the device."""

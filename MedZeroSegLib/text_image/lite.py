@@ -6,13 +6,17 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from MedZeroSegLib.canvas import Canvas
 from MedZeroSegLib.errors import InstallationError
+from MedZeroSegLib.mask_decoder.decoder import Embedding
+from MedZeroSegLib.mask_decoder.lite_medsam import DETAIL_SIZE
 from MedZeroSegLib.text_image.dpfem import RegionTextHead
-from MedZeroSegLib.text_image.model import HeadCard
+from MedZeroSegLib.text_image.model import HeadCard, Scene, SliceFeatures
 from MedZeroSegLib.text_image.text_vectors import TextVectors
 
 
@@ -27,6 +31,9 @@ class LiteTextImage:
         The text tower's vectors.
     """
 
+    cells = DETAIL_SIZE
+    calibrated = True
+
     def __init__(self, head: RegionTextHead, texts: TextVectors, card: HeadCard, device: str = "cpu") -> None:
         self.head = head.eval().requires_grad_(False).to(device)
         self.texts = texts
@@ -35,8 +42,8 @@ class LiteTextImage:
         self._encoded: dict[tuple[str, ...], Tensor] = {}
 
     @torch.inference_mode()
-    def encode_text(self, wordings: Sequence[str]) -> Tensor:
-        """Unit vector [64] of one concept from all its wordings."""
+    def encode_text(self, wordings: Sequence[str], scene: Scene) -> Tensor:
+        """Unit vector [64] of one concept from all its wordings, the same in every scene."""
         key = tuple(wordings)
         if key not in self._encoded:
             vector = self.texts.encode_ensemble(key).to(self.device)
@@ -44,9 +51,14 @@ class LiteTextImage:
         return self._encoded[key]
 
     @torch.inference_mode()
-    def encode_slices(self, coarse: Tensor, detail: Tensor) -> Tensor:
+    def encode_slices(self, slices: np.ndarray, canvas: Canvas, embedding: Embedding) -> SliceFeatures:
         """The decoder's embedding [n, 256, 64, 64] and [n, 128, 128, 128] → unit pixel vectors [n, 64, 128, 128]."""
-        return self.head.encode_pixels(coarse.to(self.device), detail.to(self.device))
+        pixels = self.head.encode_pixels(embedding.coarse.to(self.device), embedding.detail.to(self.device))
+        return SliceFeatures(pixels, torch.zeros(len(pixels), 0))
+
+    def text_remarks(self, wordings: Sequence[str], scene: Scene) -> tuple[str, ...]:
+        """Nothing: its text tower is trained with its texts cut."""
+        return ()
 
     @torch.inference_mode()
     def score(self, pixels: Tensor, texts: Tensor) -> Tensor:

@@ -10,9 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from MedZeroSegLib.mask_decoder.lite_medsam import Embedding
+from MedZeroSegLib.canvas import Canvas
+from MedZeroSegLib.mask_decoder.decoder import Embedding
 from MedZeroSegLib.presets import Engine, Preset
-from MedZeroSegLib.text_image.lite import HeadCard
+from MedZeroSegLib.text_image.model import HeadCard, Scene, SliceFeatures
 
 CANVAS = 128  # pixels a side, half of the real decoder's
 CELLS = 64  # a side of the maps
@@ -45,7 +46,13 @@ class EllipseDecoder:
         self.pictures_embedded = 0
         self.boxes_decoded = 0
 
-    def embed(self, pictures: Tensor) -> Embedding:
+    device = torch.device("cpu")
+
+    def on(self, canvas: Canvas) -> EllipseDecoder:
+        return self
+
+    def embed_slices(self, slices: np.ndarray, canvas: Canvas) -> Embedding:
+        pictures = canvas.place(slices)
         self.pictures_embedded += len(pictures)
         return Embedding(F.adaptive_avg_pool2d(pictures, 8), F.adaptive_avg_pool2d(pictures, CELLS))
 
@@ -64,12 +71,18 @@ class BrightnessModel:
         self.card = HeadCard(tuple(sorted(competitors)), competitors, {"phantoms": 1})
         self.asked: list[tuple[str, ...]] = []
 
-    def encode_text(self, wordings: Sequence[str]) -> Tensor:
+    cells = CELLS
+    calibrated = True
+
+    def encode_text(self, wordings: Sequence[str], scene: Scene) -> Tensor:
         self.asked.append(tuple(wordings))
         return torch.tensor([self.brightness.get(wordings[0], -9.0)])
 
-    def encode_slices(self, coarse: Tensor, detail: Tensor) -> Tensor:
-        return detail
+    def encode_slices(self, slices: np.ndarray, canvas: Canvas, embedding: Embedding) -> SliceFeatures:
+        return SliceFeatures(embedding.detail, torch.zeros(len(slices), 0))
+
+    def text_remarks(self, wordings: Sequence[str], scene: Scene) -> tuple[str, ...]:
+        return ()
 
     def score(self, pixels: Tensor, texts: Tensor) -> Tensor:
         return STEEPNESS * (BAND - (pixels.float() - texts[None, :, :1, None]).abs())

@@ -12,9 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from MedZeroSegLib import embeddings
+from MedZeroSegLib.canvas import Canvas
 from MedZeroSegLib.device import SLAB_SLICES
 from MedZeroSegLib.embeddings import EncodedVolume, encode_volume, key_slices
+from MedZeroSegLib.mask_decoder.decoder import Embedding
 from MedZeroSegLib.slices import SliceFrame
+from MedZeroSegLib.text_image.model import SliceFeatures
 from MedZeroSegLib.volume import Volume
 
 SIZE, CELLS = 32, 16
@@ -26,13 +29,18 @@ class AveragingModel:
     def __init__(self) -> None:
         self.batches: list[int] = []
 
-    def embed(self, pictures: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    prompts = ()
+    device = torch.device("cpu")
+    cells = CELLS
+
+    def embed_slices(self, slices: np.ndarray, canvas: Canvas) -> Embedding:
+        pictures = canvas.place(slices)
         assert pictures.shape[1:] == (1, SIZE, SIZE)
         self.batches.append(len(pictures))
-        return F.adaptive_avg_pool2d(pictures, 4), F.adaptive_avg_pool2d(pictures, CELLS)
+        return Embedding(F.adaptive_avg_pool2d(pictures, 4), F.adaptive_avg_pool2d(pictures, CELLS))
 
-    def encode_slices(self, coarse: torch.Tensor, detail: torch.Tensor) -> torch.Tensor:
-        return detail
+    def encode_slices(self, slices: np.ndarray, canvas: Canvas, embedding: Embedding) -> SliceFeatures:
+        return SliceFeatures(embedding.detail, embedding.coarse.flatten(1))
 
 
 def frame(spacing: tuple[float, float, float] = (5.0, 1.0, 1.0)) -> SliceFrame:

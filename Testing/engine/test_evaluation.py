@@ -456,16 +456,20 @@ def test_naive_box_holds_all_that_is_above_the_threshold_and_no_padding():
 def test_naive_reference_boxes_noise_in_every_slice():
     torch = pytest.importorskip("torch")
     from MedZeroSegLib.evaluation.baseline import naive_segment
-    from MedZeroSegLib.mask_decoder.lite_medsam import Embedding
+    from MedZeroSegLib.mask_decoder.decoder import Embedding
     from MedZeroSegLib.presets import PRESETS, Engine
+    from MedZeroSegLib.text_image.model import SliceFeatures
 
     class TextImage:
         """Scores a pixel by its grey value."""
 
-        def encode_slices(self, coarse, detail):
-            return torch.cat((detail, 1 - detail), 1)
+        cells = 128
 
-        def encode_text(self, wordings):
+        def encode_slices(self, slices, canvas, embedding):
+            detail = embedding.detail
+            return SliceFeatures(torch.cat((detail, 1 - detail), 1), torch.zeros(len(slices), 0))
+
+        def encode_text(self, wordings, scene):
             return torch.tensor([1.0, 0.0])
 
         def score(self, pixels, texts):
@@ -476,8 +480,11 @@ def test_naive_reference_boxes_noise_in_every_slice():
 
         device = torch.device("cpu")
 
-        def embed(self, pictures):
-            detail = torch.nn.functional.avg_pool2d(pictures, 2)
+        def on(self, canvas):
+            return self
+
+        def embed_slices(self, slices, canvas):
+            detail = torch.nn.functional.avg_pool2d(canvas.place(slices), 2)
             return Embedding(torch.nn.functional.avg_pool2d(detail, 2), detail)
 
         def decode(self, coarse, boxes, masks):

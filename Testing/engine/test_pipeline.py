@@ -529,15 +529,15 @@ def test_a_card_that_runs_out_of_memory_gets_fewer_slices_at_once(load, monkeypa
         engine = load(analytic_engine(BRIGHTNESS))
         pipeline._encoded.clear()
         monkeypatch.setattr(pipeline, "slices_at_once", lambda device: 16)
-        embed, asked = engine.decoder.embed, []
+        embed, asked = engine.decoder.embed_slices, []
 
-        def embed_few(pictures, embed=embed, asked=asked, room=room):
-            asked.append(len(pictures))
-            if len(pictures) > room:
+        def embed_few(slices, canvas, embed=embed, asked=asked, room=room):
+            asked.append(len(slices))
+            if len(slices) > room:
                 raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
-            return embed(pictures)
+            return embed(slices, canvas)
 
-        monkeypatch.setattr(engine.decoder, "embed", embed_few)
+        monkeypatch.setattr(engine.decoder, "embed_slices", embed_few)
         mask = run(stored(abdomen()), "liver")["liver"].mask
         expected_mask = mask if expected_mask is None else expected_mask
         assert np.array_equal(mask, expected_mask)

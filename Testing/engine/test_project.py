@@ -33,6 +33,7 @@ FORBIDDEN = {
         (*STAGES, *CALLERS),
     ),
     **dict.fromkeys(("segment", "extent", "segment_tags", "writers", "seg_nrrd", "nifti_labels"), (*STAGES, *CALLERS)),
+    "concepts": ("pipeline", "editing", "worker", "cohort", "cli", "evaluation", "training"),
     "pipeline": ("editing", "worker", "cohort", "cli", "evaluation", "training"),
     "presets": ("pipeline", "editing", "worker", "cohort", "cli", "evaluation", "training"),
 }
@@ -43,9 +44,9 @@ WITH_TORCH = (
     "training",
     "saliency",
     "zero_shot",
-    "candidates",
     "tracking",
     "embeddings",
+    "concepts",
     "propagation",
     "assembly",
     "pipeline",

@@ -1,0 +1,119 @@
+"""The preset `base` and its variants: which towers, which maps, which decoder; a table, and how an entry is loaded."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from MedZeroSegLib.text_image.clip_prompts import Wording
+from MedZeroSegLib.text_image.dense_attention import Attention
+from MedZeroSegLib.weights import WeightsStore, cache_folder, load_state
+from MedZeroSegLib.zero_shot import ZeroShotRules
+
+if TYPE_CHECKING:
+    from MedZeroSegLib.mask_decoder.sam import SamModel
+    from MedZeroSegLib.text_image.clip_model import ClipModel
+    from MedZeroSegLib.text_image.open_clip_dense import OpenClipDense
+
+
+@dataclass(frozen=True)
+class ZeroShot:
+    """What a preset without training is made of.
+
+    Attributes
+    ----------
+    clip, decoder
+        Names in the weights' catalogue.
+    attentions, views
+        Maps that are made, and views of each slice: 1, 5 or 10.
+    explainer
+        "gscorecam" or "m2ib" in place of these maps, or "".
+    literal
+        Whether the dual path has the paper's literal form.
+    wording
+        How a name is put into words.
+    rules
+        How maps become saliency.
+    """
+
+    clip: str = "biomedclip"
+    decoder: str = "sam-vit-b"
+    attentions: tuple[Attention, ...] = (Attention.NACLIP, Attention.PROXY)
+    views: int = 10
+    explainer: str = ""
+    literal: bool = False
+    wording: Wording = Wording.ENSEMBLE
+    rules: ZeroShotRules = ZeroShotRules()
+
+
+BASE = ZeroShot()
+DENSE_VARIANTS = ("vanilla", "clearclip", "naclip", "proxy", "surgery")
+VARIANTS: dict[str, ZeroShot] = {
+    **{one.value: replace(BASE, attentions=(one,)) for one in Attention},
+    "surgery": replace(BASE, rules=ZeroShotRules(surgery=True)),
+    "gscorecam": replace(BASE, explainer="gscorecam", views=1),
+    "m2ib": replace(BASE, explainer="m2ib", views=1),
+    "paper": replace(BASE, explainer="gscorecam", views=1, rules=ZeroShotRules(edges="crf")),
+    "literal-dpfem": replace(BASE, literal=True),
+    "one-view": replace(BASE, views=1),
+    "five-views": replace(BASE, views=5),
+    "all-slices": replace(BASE, rules=ZeroShotRules(gated=False)),
+    "crf": replace(BASE, rules=ZeroShotRules(edges="crf")),
+    "no-edges": replace(BASE, rules=ZeroShotRules(edges="none")),
+    "otsu": replace(BASE, rules=ZeroShotRules(threshold="otsu")),
+    "bare-name": replace(BASE, wording=Wording.NAME),
+    "name-and-modality": replace(BASE, wording=Wording.MODALITY),
+    "sam-l": replace(BASE, decoder="sam-vit-l"),
+    "sam-h": replace(BASE, decoder="sam-vit-h"),
+    "medsam": replace(BASE, decoder="medsam-vit-b"),
+    "medclip-samv2": replace(BASE, clip="medclip-samv2"),
+    "openai": replace(BASE, clip="clip-vit-b-16-openai"),
+    "laion": replace(BASE, clip="clip-vit-b-16-laion2b"),
+}
+# Catalogue name → open_clip's architecture, for towers that aren't laid out as BiomedCLIP's.
+NATIVE = {"clip-vit-b-16-openai": "ViT-B-16-quickgelu", "clip-vit-b-16-laion2b": "ViT-B-16"}
+
+
+def load_clip(name: str, store: WeightsStore, device: str) -> ClipModel:
+    """A CLIP model of the catalogue, from checked files; raises InstallationError."""
+    from MedZeroSegLib.text_image.clip_model import BIOMEDCLIP, biomedclip, native_clip
+
+    place = store.locate(name)
+    if name in NATIVE:
+        return native_clip(NATIVE[name], load_state(place), device)
+    main = store.catalogue[name].files[0].name
+    config = place / "open_clip_config.json"
+    return biomedclip(load_state(place / main), place / "vocab.txt", config if config.is_file() else BIOMEDCLIP, device)
+
+
+def load_decoder(name: str, store: WeightsStore, device: str) -> SamModel:
+    """SAM or MedSAM of the catalogue, from its checked file; raises InstallationError."""
+    from MedZeroSegLib.mask_decoder.sam import MedSamModel, SamModel, build_sam
+
+    family, _, size = name.partition("-")
+    network = build_sam(size.replace("-", "_"), load_state(store.locate(name)))
+    return MedSamModel(network, device) if family == "medsam" else SamModel(network, device)
+
+
+def load_zero_shot(settings: ZeroShot, store: WeightsStore, device: str) -> tuple[OpenClipDense, SamModel]:
+    """Text-image model and decoder; raises InstallationError where weights are missing or wrong."""
+    for name in (settings.clip, settings.decoder):  # before either is opened
+        store.locate(name)
+    clip = load_clip(settings.clip, store, device)
+    return text_image_of(settings, clip, store.record(settings.clip)["sha256"]), load_decoder(
+        settings.decoder, store, device
+    )
+
+
+def text_image_of(settings: ZeroShot, clip: ClipModel, key: str) -> OpenClipDense:
+    """The text-image model that the settings ask for, around towers whose weights ``key`` names."""
+    from MedZeroSegLib.text_image.open_clip_dense import ClipTexts, OpenClipDense
+    from MedZeroSegLib.text_image.open_clip_explained import OpenClipExplained
+    from MedZeroSegLib.text_image.patch_dpfem import PatchDpfem
+
+    texts = ClipTexts(clip, key, settings.wording, cache_folder() / "texts" if key else None)
+    if settings.explainer:
+        explainer: Any = settings.explainer
+        return OpenClipExplained(clip, texts, explainer)
+    dual_path = PatchDpfem(clip.width, clip.embedding, settings.literal)
+    return OpenClipDense(clip, texts, settings.attentions, settings.views, dual_path)

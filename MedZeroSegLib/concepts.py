@@ -1,0 +1,155 @@
+"""What the models are asked: each query as a concept with its words and its rivals, and the saliency that they answer.
+
+What a concept competes with is fixed by the vocabulary and the training, not by what else is asked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import cast
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from MedZeroSegLib.embeddings import EncodedVolume, Progress
+from MedZeroSegLib.intensity import in_hounsfield_units
+from MedZeroSegLib.presets import Engine
+from MedZeroSegLib.queries import Query
+from MedZeroSegLib.saliency import Competition, Saliency, saliency_of
+from MedZeroSegLib.text_image.model import Scene, ZeroShotModel
+from MedZeroSegLib.vocabulary import confusions, may_overlap, vocabulary, wordings
+from MedZeroSegLib.volume import Volume
+from MedZeroSegLib.zero_shot import Against, Ground, draw, reliefs
+
+LUNG_LEVEL_MAX = -300.0  # HU; structures whose window lies below are looked at in their own window
+
+
+@dataclass(frozen=True)
+class Concept:
+    """What the model is asked: a concept without its side, its wordings and its rivals.
+
+    Attributes
+    ----------
+    trained
+        Whether the model was trained on it.
+    scene
+        What is known of the image, for models whose texts say so.
+    kind
+        Of the structure in the vocabulary; "" where it is unknown.
+    """
+
+    name: str
+    wordings: tuple[str, ...]
+    rivals: tuple[str, ...]
+    trained: bool
+    window: tuple[float, float] | None
+    ring: bool
+    parts: int
+    scene: Scene
+    kind: str
+
+
+def concept_of(query: Query, engine: Engine, volume: Volume, plane: str) -> Concept:
+    """What the model is asked for a query, and against which rivals; ``plane`` is that of the slices."""
+    card = engine.text_image.card
+    structure = query.structure
+    name = structure.name if structure else query.name
+    trained = name in card.competitors
+    if trained:
+        rivals = card.competitors[name]
+    elif card.concepts:
+        rivals = tuple(other for other in card.concepts if not may_overlap(name, other))
+    else:
+        rivals = confusions(structure) if structure else ()
+    window = structure.window if structure and volume.modality == "CT" and in_hounsfield_units(volume) else None
+    return Concept(
+        name=name,
+        wordings=wordings(structure) if structure else (query.name,),
+        rivals=rivals,
+        trained=trained,
+        window=window if window and window[0] <= LUNG_LEVEL_MAX else None,
+        ring=bool(structure and structure.encloses),
+        parts=structure.parts * (2 if structure.side == "paired" else 1) if structure else 0,
+        scene=Scene(volume.modality, plane, structure.region if structure else ""),
+        kind=structure.kind if structure else "",
+    )
+
+
+def ask(encoded: EncodedVolume, concepts: Sequence[Concept], engine: Engine, tell: Progress) -> list[Saliency]:
+    """Saliency of each concept over the encoded slices."""
+    texts = _Texts(engine, lambda: tell("scoring", 0.0, slices=len(encoded.keys.indices)))
+    if engine.text_image.calibrated:
+        return _ask_trained(encoded, concepts, engine, texts, tell)
+    return _ask_zero_shot(encoded, concepts, engine, texts, tell)
+
+
+class _Texts:
+    """The text matrix, a row for each name that takes part."""
+
+    def __init__(self, engine: Engine, tell: Callable[[], None]) -> None:
+        self.engine, self.tell = engine, tell
+        self.rows: dict[tuple[tuple[str, ...], Scene | None], int] = {}
+        self.vectors: list[Tensor] = []
+
+    def rows_of(self, concept: Concept) -> list[int]:
+        """The concept's row, then its rivals'."""
+        known, model = vocabulary(), self.engine.text_image
+        rows = []
+        for name in (concept.name, *concept.rivals):
+            words = wordings(known[name]) if name in known else (name,)
+            key = (words, None if model.calibrated else concept.scene)
+            if key not in self.rows:
+                self.tell()
+                self.rows[key] = self.add(model.encode_text(words, concept.scene))
+            rows.append(self.rows[key])
+        return rows
+
+    def add(self, vector: Tensor) -> int:
+        self.vectors.append(vector)
+        return len(self.vectors) - 1
+
+    @property
+    def matrix(self) -> Tensor:
+        return torch.stack(self.vectors)
+
+
+def _ask_trained(
+    encoded: EncodedVolume, concepts: Sequence[Concept], engine: Engine, texts: _Texts, tell: Progress
+) -> list[Saliency]:
+    count = len(encoded.keys.indices)
+    competitions = [Competition(rows[0], tuple(rows[1:])) for rows in map(texts.rows_of, concepts)]
+    matrix = texts.matrix
+
+    def score_slab(slab: slice) -> Tensor:
+        tell("scoring", slab.start / count, slices=count)
+        return engine.text_image.score(torch.from_numpy(np.ascontiguousarray(encoded.pixels[slab])), matrix)
+
+    body = torch.from_numpy(encoded.body)
+    return saliency_of(encoded.slabs(), score_slab, competitions, body, count, encoded.body.shape[-1])
+
+
+def _ask_zero_shot(
+    encoded: EncodedVolume, concepts: Sequence[Concept], engine: Engine, texts: _Texts, tell: Progress
+) -> list[Saliency]:
+    """Against rivals and negatives, on the scale of this volume."""
+    model, settings, count = cast(ZeroShotModel, engine.text_image), engine.preset.zero_shot, len(encoded.keys.indices)
+    assert settings is not None
+    queries = []
+    for concept in concepts:
+        own, *rivals = texts.rows_of(concept)
+        negatives = [texts.add(vector) for vector in model.negatives(concept.kind, concept.scene)]
+        queries.append(Against(own, tuple(rivals), tuple(negatives)))
+    matrix = texts.matrix
+
+    def maps_of(slab: slice, rows: list[int]) -> Tensor:
+        tell("scoring", slab.start / count, slices=count)
+        return model.maps(torch.from_numpy(np.ascontiguousarray(encoded.pixels[slab])), matrix[rows])
+
+    whole = torch.from_numpy(encoded.summary).to(matrix) @ matrix.T if count else torch.zeros(0, len(matrix))
+    found = reliefs(
+        encoded.slabs(), maps_of, whole, queries, encoded.body, settings.rules, model.scale, model.contrastive
+    )
+    ground = Ground(encoded.body, encoded.pictures, encoded.cell_mm, encoded.distance_mm)
+    return [draw(relief, ground, settings.rules) for relief in found]
