@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import importlib.util
 import os
-import shutil
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -27,8 +26,10 @@ from MedZeroSegSlicer.preferences import preference, recent_lists, remember_list
 from MedZeroSegSlicer.report import report_text
 from MedZeroSegSlicer.run_state import Phase, RunState
 from MedZeroSegSlicer.scene_choice import likely_volume, result_of
-from MedZeroSegSlicer.segmentation_run import SegmentationRun, Settings
+from MedZeroSegSlicer.segmentation_run import SegmentationRun, Settings, worker_command
+from MedZeroSegSlicer.self_test import MedZeroSegTest
 from MedZeroSegSlicer.sentences import run_sentence
+from MedZeroSegSlicer.terminology import load_terminology
 from MedZeroSegSlicer.volumes import VolumeState, describe_volume, volume_stamp
 from slicer import vtkMRMLScalarVolumeNode, vtkMRMLSegmentationNode
 from slicer.i18n import tr as _
@@ -43,8 +44,10 @@ from slicer.util import VTKObservationMixin
 
 from MedZeroSegLib.errors import InstallationError
 
+__all__ = ["MedZeroSeg", "MedZeroSegLogic", "MedZeroSegParameterNode", "MedZeroSegTest", "MedZeroSegWidget"]
+
 POLL_MS = 50
-REVIEW_HEIGHT_MAX, REVIEW_MARGIN = 132, 8  # pixels; a longer review scrolls
+REVIEW_HEIGHT_MAX, REVIEW_MARGIN = 152, 8  # pixels; a longer review scrolls
 
 
 class MedZeroSeg(ScriptedLoadableModule):
@@ -316,8 +319,9 @@ class MedZeroSegWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         for row in review.rows:
             ui.reviewList.addItem(row.text)
             ui.reviewList.item(ui.reviewList.count - 1).setToolTip(row.tooltip)
-        height = sum(ui.reviewList.sizeHintForRow(number) for number in range(ui.reviewList.count))
-        ui.reviewList.setFixedHeight(min(height + REVIEW_MARGIN, REVIEW_HEIGHT_MAX))
+        rows = [ui.reviewList.sizeHintForRow(number) for number in range(ui.reviewList.count)]
+        height = sum(rows) + 2 * ui.reviewList.spacing * len(rows) + REVIEW_MARGIN
+        ui.reviewList.setFixedHeight(min(height, REVIEW_HEIGHT_MAX))
         ui.reviewList.visible = bool(review.rows)
 
     # What the user does
@@ -456,7 +460,7 @@ class MedZeroSegLogic(ScriptedLoadableModuleLogic):
     def __init__(self, worker: Sequence[str] | None = None) -> None:
         ScriptedLoadableModuleLogic.__init__(self)
         self.onChanged: Callable[[], None] = lambda: None
-        self.run = SegmentationRun(worker or workerCommand(), slicer.util.startupEnvironment())
+        self.run = SegmentationRun(worker or worker_command(), slicer.util.startupEnvironment())
         self.setup = Setup()
         self._described: tuple[Any, VolumeState] | None = None
         self._timer = qt.QTimer()
@@ -507,6 +511,7 @@ class MedZeroSegLogic(ScriptedLoadableModuleLogic):
 
     def start(self, volume: Any, names: Sequence[str], settings: Settings, *arguments: Any, **options: Any) -> None:
         """Begin a run, as `SegmentationRun.start`; ``onChanged`` and ``run.state`` tell what comes of it."""
+        load_terminology()
         self.run.start(volume, names, settings, *arguments, **options)
         self._watch()
 
@@ -585,9 +590,3 @@ class MedZeroSegLogic(ScriptedLoadableModuleLogic):
         """Text for a bug report; see `MedZeroSegSlicer.report`."""
         application = f"{slicer.app.applicationName} {slicer.app.applicationVersion}"
         return report_text(application, settings, volumeLine, self.run.state, self.run.log)
-
-
-def workerCommand() -> list[str]:
-    """The engine's process: Slicer's Python, and the worker's file."""
-    library = os.path.dirname(importlib.util.find_spec("MedZeroSegLib").origin)
-    return [shutil.which("PythonSlicer") or sys.executable, os.path.join(library, "worker.py")]

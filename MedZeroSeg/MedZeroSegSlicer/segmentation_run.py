@@ -5,12 +5,14 @@ from __future__ import annotations
 
 import logging
 import shutil
+import sys
 import tempfile
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,18 @@ from .translation import _
 from .volumes import VolumeExport, prepare_export, volume_stamp
 
 LOG_LINES = 400  # of the engine, kept for a report
+
+
+def worker_command() -> list[str]:
+    """The engine's process: Slicer's Python, and the worker's file."""
+    spec = find_spec("MedZeroSegLib")
+    assert spec is not None and spec.origin is not None
+    return [python_executable(), str(Path(spec.origin).with_name("worker.py"))]
+
+
+def python_executable() -> str:
+    """Slicer's Python, started as it starts itself."""
+    return shutil.which("PythonSlicer") or sys.executable
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ The engine sends codes and values; here they become words, in the language that 
 from __future__ import annotations
 
 import html
+from collections.abc import Collection
 
 from .run_state import Outcome, Phase, RunState
 from .translation import _
@@ -30,22 +31,27 @@ def run_sentence(state: RunState) -> str:
 def progress_sentence(state: RunState) -> str:
     """What the engine is at and how long it will take: "spleen: slice 9 of 24, about 40 s left"."""
     values = {key: value for key, value in state.values.items() if value is not None}
-    timed = state.seconds_left is not None
-    if timed:
-        values["time"] = time_left(state.seconds_left or 0.0)
-    if {"name", "slice", "slices"} <= values.keys():
-        text = _("{name}: slice {slice} of {slices}, {time} left") if timed else _("{name}: slice {slice} of {slices}")
-    elif {"slice", "slices"} <= values.keys():
-        text = _("Reading slice {slice} of {slices}, {time} left") if timed else _("Reading slice {slice} of {slices}")
-    elif "name" in values:
-        text = _("Segmenting {name}, {time} left") if timed else _("Segmenting {name}...")
-    elif state.code == "loading":
-        text = _("Loading the models, {time} left") if timed else _("Loading the models...")
-    elif state.code == "starting":
-        text = _("Starting...")
-    else:
-        text = _("Working, {time} left") if timed else _("Working...")
-    return text.format(**values)
+    without_time, with_time = _progress_texts(state.code, values.keys())
+    if state.seconds_left is None:
+        return without_time.format(**values)
+    return with_time.format(**values, time=time_left(state.seconds_left))
+
+
+def _progress_texts(code: str, known: Collection[str]) -> tuple[str, str]:
+    """The sentence for a code, without and with the time left."""
+    if {"name", "slice", "slices"} <= set(known):
+        return _("{name}: slice {slice} of {slices}"), _("{name}: slice {slice} of {slices}, {time} left")
+    if {"slice", "slices"} <= set(known):
+        return _("Reading slice {slice} of {slices}"), _("Reading slice {slice} of {slices}, {time} left")
+    if "name" in known:
+        return _("Segmenting {name}..."), _("Segmenting {name}, {time} left")
+    texts = {
+        "starting": (_("Starting..."), _("Starting, {time} left")),
+        "loading": (_("Loading the models..."), _("Loading the models, {time} left")),
+        "preparing": (_("Preparing the image..."), _("Preparing the image, {time} left")),
+        "scoring": (_("Looking for the structures..."), _("Looking for the structures, {time} left")),
+    }
+    return texts.get(code, (_("Working..."), _("Working, {time} left")))
 
 
 def time_left(seconds: float) -> str:

@@ -161,7 +161,7 @@ def plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def panel(module: Any, application: Any, plan: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Panel]:
     """The panel with all set up and the stand-in engine."""
     fake = [sys.executable, str(Path(__file__).with_name("fake_engine.py"))]
-    monkeypatch.setattr(module, "workerCommand", lambda: fake)
+    monkeypatch.setattr(module, "worker_command", lambda: fake)
     monkeypatch.setattr(module, "examine", lambda folder: module.Setup())
     pictures = Path(os.environ.get(PICTURES) or plan.parent)
     pictures.mkdir(parents=True, exist_ok=True)

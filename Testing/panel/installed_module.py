@@ -41,7 +41,7 @@ print(
         {
             "files": [str(Path(module.__file__)) for module in (MedZeroSeg, MedZeroSegLib, MedZeroSegSlicer)],
             "imported": imported,
-            "worker": MedZeroSeg.workerCommand()[1],
+            "worker": MedZeroSeg.worker_command()[1],
             "status": widget.ui.statusLabel.text,
             "resources": [widget.resourcePath(name) for name in ("UI/MedZeroSeg.ui", "requirements.txt")],
         }

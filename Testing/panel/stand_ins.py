@@ -52,8 +52,7 @@ class ctkCollapsibleButton(adapt(QtWidgets.QGroupBox)):
 
     def _fold(self) -> None:
         self.setTitle(("▸ " if self._collapsed() else "▾ ") + self._text())
-        self.setFlat(self._collapsed())
-        self.setMaximumHeight(22 if self._collapsed() else 16777215)
+        self.setMaximumHeight(self.fontMetrics().height() + 2 if self._collapsed() else 16777215)
 
 
 @with_habits

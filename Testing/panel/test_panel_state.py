@@ -157,6 +157,8 @@ def test_running_panel_offers_cancel_and_rests_its_inputs():
         (progress(4, name="spleen"), "Segmenting spleen, a few seconds left"),
         (progress(code="loading"), "Loading the models..."),
         (progress(12, "loading"), "Loading the models, about 10 s left"),
+        (progress(30, "scoring", slices=24), "Looking for the structures, about 30 s left"),
+        (progress(code="preparing"), "Preparing the image..."),
         (progress(12, "something new"), "Working, about 10 s left"),
     ],
 )

@@ -163,7 +163,8 @@ def test_cancelled_run_keeps_what_was_ready(volume, panel):
     panel.picture("cancelled")
 
 
-def test_engine_that_does_not_listen_is_ended(volume, panel):
+def test_engine_that_does_not_listen_is_ended(volume, panel, monkeypatch):
+    monkeypatch.setattr("MedZeroSegSlicer.engine_process.GRACE_S", 0.5)
     start(panel, "liver", fault="deaf")
     pid = only_pid(panel)
     panel.spin(lambda: panel.logic.run.state.code == "encoding")

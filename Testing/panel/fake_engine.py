@@ -1,0 +1,94 @@
+"""The stand-in engine with faults: a plan, read anew at each request, says what is to go wrong, and when.
+
+The environment variable FAKE_ENGINE_PLAN names the plan's file, JSON with any of
+
+- seconds_loading, seconds_per_slice: how long these take
+- fault: abort, deaf, error, installation, mask, memory or print
+- at: the name at which the fault happens; without it, before the first
+
+Beside the plan lie PLAN.asked, the requests that came, and PLAN.pid, the process.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[2]
+sys.path[:0] = [str(ROOT), str(ROOT / "MedZeroSeg")]
+
+from MedZeroSegSlicer import stand_in_engine  # noqa: E402
+
+from MedZeroSegLib.errors import InstallationError  # noqa: E402
+from MedZeroSegLib.request_loop import Report, serve  # noqa: E402
+
+PLAN = Path(os.environ["FAKE_ENGINE_PLAN"])
+ASK_S = 0.005  # between two looks whether the request is still wanted
+
+
+def ask(message: Mapping[str, Any], report: Report) -> dict[str, Any]:
+    """Any request: keep it, and answer it as planned."""
+    with PLAN.with_suffix(".asked").open("a", encoding="utf-8") as file:
+        file.write(json.dumps(message) + "\n")
+    plan = json.loads(PLAN.read_text(encoding="utf-8")) if PLAN.exists() else {}
+    if message["cmd"] != "segment":
+        return {"check": stand_in_engine.check, "forget": stand_in_engine.forget}[message["cmd"]](message, report)
+
+    def step(code: str, name: str) -> None:
+        if plan.get("fault") and (code, name) == ("segmenting" if "at" in plan else "encoding", plan.get("at", "")):
+            fail(plan["fault"])
+        slices = 1 if code == "encoding" else stand_in_engine.SLICES_A_STEP
+        wait(report, plan.get("seconds_loading", 0) if code == "loading" else slices * plan.get("seconds_per_slice", 0))
+
+    misplaced = plan["at"] if plan.get("fault") == "mask" else None
+    return stand_in_engine.segment(message, Misplacing(report, misplaced), step)
+
+
+def fail(fault: str) -> None:
+    """The fault happens now."""
+    if fault == "abort":
+        os.abort()
+    if fault == "deaf":
+        ctypes.CDLL(None).usleep(60_000_000)
+    if fault == "print":
+        print("printed")
+        os.write(1, b"written to the descriptor\n")
+    if fault == "memory":
+        raise MemoryError
+    if fault == "error":
+        raise KeyError("a fault of the programmer")
+    if fault == "installation":
+        raise InstallationError("PyTorch can't be loaded; install it again.")
+
+
+def wait(report: Report, seconds: float) -> None:
+    """Work that asks often whether it is still wanted."""
+    end = time.monotonic() + seconds
+    while True:
+        report.check()
+        if time.monotonic() >= end:
+            return
+        time.sleep(ASK_S)
+
+
+class Misplacing:
+    """A report that puts the mask of one name outside the image."""
+
+    def __init__(self, report: Report, name: str | None) -> None:
+        self.progress, self._report, self._name = report.progress, report, name
+
+    def event(self, event: str, **fields: Any) -> None:
+        if fields.get("name") == self._name and fields.get("box"):
+            fields["box"] = [index - 100 for index in fields["box"]]
+        self._report.event(event, **fields)
+
+
+if __name__ == "__main__":
+    PLAN.with_suffix(".pid").write_text(str(os.getpid()), encoding="utf-8")
+    serve({"segment": ask, "check": ask, "forget": ask})
