@@ -299,11 +299,10 @@ class _Process:
     """A child with its own process group; two threads read what it writes into a queue and do nothing else."""
 
     def __init__(self, command: list[str], environment: dict[str, str]) -> None:
+        options: dict[str, Any] = {"start_new_session": True}
         if sys.platform == "win32":
             flags = subprocess.CREATE_NEW_PROCESS_GROUP | subprocess.CREATE_NO_WINDOW
-            options: dict[str, Any] = {"creationflags": flags | subprocess.BELOW_NORMAL_PRIORITY_CLASS}
-        else:
-            options = {"start_new_session": True}
+            options = {"creationflags": flags | subprocess.BELOW_NORMAL_PRIORITY_CLASS}
         self._child = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment, **options
         )
