@@ -8,7 +8,6 @@ import os
 import sys
 import time
 from collections.abc import Callable, Sequence
-from enum import Enum
 from typing import Any
 
 # Installed, MedZeroSegLib lies beside this file; in a working copy it is one level up.
@@ -19,6 +18,7 @@ import ctk
 import qt
 import slicer
 import vtk
+from MedZeroSegSlicer.choices import Device, Modality, Models
 from MedZeroSegSlicer.install import Setup, consent_text, examine, install
 from MedZeroSegSlicer.names_review import Review, insert_names, name_at, name_lists, replace_name, review_names
 from MedZeroSegSlicer.panel_state import Facts, panel_state, run_reason, volume_line
@@ -44,7 +44,16 @@ from slicer.util import VTKObservationMixin
 
 from MedZeroSegLib.errors import InstallationError
 
-__all__ = ["MedZeroSeg", "MedZeroSegLogic", "MedZeroSegParameterNode", "MedZeroSegTest", "MedZeroSegWidget"]
+__all__ = [
+    "Device",
+    "MedZeroSeg",
+    "MedZeroSegLogic",
+    "MedZeroSegParameterNode",
+    "MedZeroSegTest",
+    "MedZeroSegWidget",
+    "Modality",
+    "Models",
+]
 
 POLL_MS = 50
 REVIEW_HEIGHT_MAX, REVIEW_MARGIN = 152, 8  # pixels; a longer review scrolls
@@ -67,52 +76,6 @@ class MedZeroSeg(ScriptedLoadableModule):
             "After the method of Zhang, Huang and Li, MedZeroSeg, PLOS ONE 21(3):e0344978, 2026. Models: LiteMedSAM "
             "and all-MiniLM-L6-v2 (Apache-2.0)."
         )
-
-
-class Modality(Enum):
-    """What kind of image the user says it is; the values are the engine's."""
-
-    AUTO = ""
-    CT = "CT"
-    MR = "MR"
-    XRAY = "X-ray"
-    ULTRASOUND = "ultrasound"
-    PET = "PET"
-    NUCLEAR = "nuclear medicine"
-    OTHER = "other"
-
-    def label(self) -> str:
-        """Text in the menu."""
-        words = {"": _("Automatic"), "ultrasound": _("Ultrasound"), "other": _("Other")}
-        return words.get(self.value) or (_("Nuclear medicine") if self is Modality.NUCLEAR else self.value)
-
-
-class Device(Enum):
-    """What computes; the values are the engine's."""
-
-    AUTO = "auto"
-    CPU = "cpu"
-    CUDA = "cuda"
-    MPS = "mps"
-
-    def label(self) -> str:
-        """Text in the menu."""
-        return {
-            "auto": _("Automatic"), "cpu": _("CPU"), "cuda": _("NVIDIA graphics card"), "mps": _("Apple graphics"),
-        }[self.value]  # fmt: skip
-
-
-class Models(Enum):
-    """Which models; the values are the engine's presets."""
-
-    LITE = "lite"
-    RESEARCH = "lite-research"
-
-    def label(self) -> str:
-        """Text in the menu."""
-        return {
-            "lite": _("Lite (Apache-2.0)"), "lite-research": _("Lite, research data too (non-commercial)"),
-        }[self.value]  # fmt: skip
 
 
 @parameterNodeWrapper
@@ -148,6 +111,7 @@ class MedZeroSegWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         self.parameters: MedZeroSegParameterNode | None = None
         self._guiTag: Any = None
         self._volume: Any = None  # the one that is observed
+        self._models = Models.LITE  # those that were examined
         self._confirmed: tuple[str, ...] = ()  # unknown names that the user wants to try
         self._review = Review()  # as shown
         self._shortcuts: list[Any] = []
@@ -193,9 +157,9 @@ class MedZeroSegWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
 
     def enter(self) -> None:
         """The user comes to the module."""
-        self.logic.examine()
         if self.parameters is None:
             self.useParameters(self.logic.getParameterNode())
+        self.examine()
         self.chooseVolume()
         parent = slicer.util.mainWindow() or self.parent
         for keys, slot in (("Ctrl+Return", self.onRun), ("Ctrl+Enter", self.onRun), ("Esc", self.logic.cancel)):
@@ -251,7 +215,14 @@ class MedZeroSegWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         if volume is not self._volume:
             self._observeVolume(volume)
             self.parameters.segmentation = result_of(volume) if volume else None
+        if self.parameters.models is not self._models:
+            self.examine()
         self.refresh()
+
+    def examine(self) -> None:
+        """Look whether the chosen models have all that they need."""
+        self._models = self.parameters.models
+        self.logic.examine(self._models)
 
     def _observeVolume(self, volume: Any) -> None:
         """A volume node is in the scene before it has voxels, and its transform may change at any time."""
@@ -418,7 +389,7 @@ class MedZeroSegWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
     def onWeightsFolder(self, folder: str) -> None:
         """The user has named another folder with model files."""
         set_preference("weightsFolder", folder)
-        self.logic.examine()
+        self.examine()
         self.refresh()
 
     def onChooseFolder(self) -> None:
@@ -430,7 +401,7 @@ class MedZeroSegWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
     def onSetup(self) -> None:
         """Install what is missing, once the user has read what and agreed; then let the engine check itself."""
         if slicer.util.confirmOkCancelDisplay(consent_text(self.logic.setup), _("Set up MedZeroSeg")):
-            self.logic.install()
+            self.logic.install(self.parameters.models)
             if self.logic.setup.ready:
                 self.onCheck()
 
@@ -557,19 +528,19 @@ class MedZeroSegLogic(ScriptedLoadableModuleLogic):
         """Names that the last run did not find in the image."""
         return [outcome.name for outcome in self.run.state.absent]
 
-    def examine(self) -> None:
-        """Look what is missing on this machine."""
-        self.setup = examine(preference("weightsFolder"))
+    def examine(self, models: Models = Models.LITE) -> None:
+        """Look what is missing on this machine for these models."""
+        self.setup = examine(preference("weightsFolder"), models.value)
 
-    def install(self) -> None:
+    def install(self, models: Models = Models.LITE) -> None:
         """Install what is missing, or anew what does not work; the user has agreed."""
         self.run.free()
         try:
-            install(self.setup, repair=self.setup.ready)
+            install(self.setup, repair=self.setup.ready, preset=models.value)
             self.run.state = RunState()
         except InstallationError as error:
             self.run.state = RunState(phase=Phase.FAILED, failure="setup", message=str(error))
-        self.examine()
+        self.examine(models)
         self.onChanged()
 
     def describe(self, volume: Any, modality: Modality = Modality.AUTO) -> VolumeState:

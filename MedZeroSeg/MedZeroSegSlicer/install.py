@@ -26,7 +26,7 @@ from .translation import _
 REQUIREMENTS_FILE = Path(__file__).parents[1] / "Resources" / "requirements.txt"
 TORCH = ("torch>=2.2", "torchvision>=0.17")
 SHIPPED_BY_SLICER = ("numpy", "scipy", "SimpleITK", "vtk", "pydicom")
-WEIGHTS_OF = "lite"  # the catalogue's name for the weights that all presets here share
+SAME_WEIGHTS = {"lite-research": "lite"}  # presets that differ in what the package itself holds
 # Sizes as measured with the wheels of 2026: download, and disk space when unpacked. PyTorch with NVIDIA support is
 # the largest, and what the machine needs is only known when its extension has looked at the graphics card.
 PACKAGES_GB, TORCH_GB, TORCH_NVIDIA_GB = 0.2, 0.2, 3.0
@@ -53,33 +53,41 @@ class Setup:
     @property
     def installable(self) -> bool:
         """Whether there is something that an installation would bring."""
-        return bool(self.torch or self.packages or self.weights)
+        return bool(self.torch or self.packages or self.carried)
+
+    @property
+    def carried(self) -> tuple[Weights, ...]:
+        """The missing weights that a package carries; the others have to be brought in a folder."""
+        return tuple(weights for weights in self.weights if weights.carrier)
 
     @property
     def ready(self) -> bool:
         """Whether the engine has all that it needs."""
-        return not (self.installable or self.fault)
+        return not (self.installable or self.weights or self.fault)
 
     @property
     def download_gb(self) -> tuple[float, float]:
         """Least and most to download, in GB."""
-        least = sum(weights.size for weights in self.weights) / 1e9 + (PACKAGES_GB if self.packages else 0.0)
+        least = sum(weights.size for weights in self.carried) / 1e9 + (PACKAGES_GB if self.packages else 0.0)
         return least + (TORCH_GB if self.torch else 0.0), least + (TORCH_NVIDIA_GB if self.torch else 0.0)
 
 
-def examine(weights_folder: str = "", requirements_file: Path = REQUIREMENTS_FILE) -> Setup:
-    """What is missing on this machine; a look at names, versions and file sizes that imports none of the packages."""
-    packages = unmet(read_requirements(requirements_file))
+def examine(weights_folder: str = "", preset: str = "lite") -> Setup:
+    """What is missing on this machine for the models of a preset.
+
+    A look at names, versions and file sizes, which imports none of the packages.
+    """
+    packages = unmet(read_requirements(REQUIREMENTS_FILE))
     if "platformdirs" in names_of(packages):  # what looks for weights needs it
-        weights, fault = all_weights(), ""
+        weights, fault = weights_of(preset), ""
     else:
-        weights, fault = _missing_weights(weights_folder)
+        weights, fault = _missing_weights(weights_folder, preset)
     return Setup(torch=unmet(TORCH), packages=packages, weights=weights, fault=fault)
 
 
-def all_weights() -> tuple[Weights, ...]:
-    """The models that every preset here needs."""
-    return tuple(choose_weights(read_catalogue(), WEIGHTS_OF))
+def weights_of(preset: str) -> tuple[Weights, ...]:
+    """The weights that a preset needs."""
+    return tuple(choose_weights(read_catalogue(), SAME_WEIGHTS.get(preset, preset)))
 
 
 def read_requirements(path: Path) -> tuple[str, ...]:
@@ -112,14 +120,14 @@ def names_of(requirements: Sequence[str]) -> set[str]:
     return {Requirement(text).name for text in requirements}
 
 
-def _missing_weights(folder: str) -> tuple[tuple[Weights, ...], str]:
+def _missing_weights(folder: str, preset: str) -> tuple[tuple[Weights, ...], str]:
     """Models with files missing or of the wrong size, and the sentence on what is here and wrong. Hashes are not
     looked at: the engine does that when it opens the files."""
     from MedZeroSegLib.weights import weights_store
 
     try:
         store = weights_store(folder or None)
-        rows = store.rows(WEIGHTS_OF)
+        rows = store.rows(SAME_WEIGHTS.get(preset, preset))
     except (InputError, InstallationError) as error:
         return (), str(error)
     text = _("{path} is not the file that is needed: {reason}.")
@@ -141,7 +149,13 @@ def banner_sentence(setup: Setup) -> str:
         same = _("The models are not set up yet: {least} GB to download, once.")
         return (text if most > least else same).format(least=f"{least:.1f}", most=f"{most:.1f}")
     if setup.weights:
-        text = _("Model files are missing ({names}): {size} MB to download, once, or to take from a folder.")
+        text = (
+            _("Model files are missing ({names}): {size} MB to download, once, or to take from a folder.")
+            if setup.carried == setup.weights
+            else _(
+                "Model files are missing ({names}), {size} MB: get them as the README tells and choose their folder."
+            )
+        )
         names = ", ".join(file.name for weights in setup.weights for file in weights.files[:1])
         return text.format(names=names, size=round(sum(weights.size for weights in setup.weights) / 1e6))
     return ""
@@ -157,7 +171,7 @@ def consent_text(setup: Setup) -> str:
     if setup.packages:
         names = ", ".join(sorted(names_of(setup.packages)))
         paragraphs.append(_("• Packages from PyPI: {names}.").format(names=names))
-    for weights in setup.weights:
+    for weights in setup.carried:
         text = _("• Model weights: {title}, {size} MB, licence {licence}.")
         paragraphs.append(text.format(title=weights.title, size=round(weights.size / 1e6), licence=weights.licence))
     size = _("Download: {least} to {most} GB. Disk space: up to {space} GB in {folder} ({free} GB are free).")
@@ -193,7 +207,9 @@ def free_gb(folder: str) -> float:
 # Installing
 
 
-def install(setup: Setup, repair: bool = False, requirements_file: Path = REQUIREMENTS_FILE) -> None:
+def install(
+    setup: Setup, repair: bool = False, preset: str = "lite", requirements_file: Path = REQUIREMENTS_FILE
+) -> None:
     """Install what is missing; the user has agreed. Blocks with Slicer's own progress window.
 
     Parameters
@@ -206,7 +222,8 @@ def install(setup: Setup, repair: bool = False, requirements_file: Path = REQUIR
         With the reason; what Slicer ships is as it was.
     """
     packaging = _slicer_packaging()
-    carriers = [item.carrier.package for item in (all_weights() if repair else setup.weights) if item.carrier]
+    weights = weights_of(preset) if repair else setup.weights
+    carriers = [item.carrier.package for item in weights if item.carrier]
     try:
         if repair:
             packaging.pip_uninstall(" ".join(sorted(names_of(TORCH))))
@@ -214,7 +231,7 @@ def install(setup: Setup, repair: bool = False, requirements_file: Path = REQUIR
             with _constraints_file(SHIPPED_BY_SLICER) as path:
                 _install_torch(packaging, path)
         with _constraints_file((*SHIPPED_BY_SLICER, *sorted(names_of(TORCH)))) as path:
-            wanted = packaging.load_requirements(requirements_file)
+            wanted = packaging.load_requirements(REQUIREMENTS_FILE)
             packaging.pip_ensure(wanted, constraints=path, prompt_install=False, requester="MedZeroSeg")
         if carriers:  # their files are all we want of them; what they require would replace packages of Slicer's
             packaging.pip_install(["--no-deps", "--force-reinstall", *carriers], requester="MedZeroSeg")

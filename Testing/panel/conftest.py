@@ -162,7 +162,7 @@ def panel(module: Any, application: Any, plan: Path, monkeypatch: pytest.MonkeyP
     """The panel with all set up and the stand-in engine."""
     fake = [sys.executable, str(Path(__file__).with_name("fake_engine.py"))]
     monkeypatch.setattr(module, "worker_command", lambda: fake)
-    monkeypatch.setattr(module, "examine", lambda folder: module.Setup())
+    monkeypatch.setattr(module, "examine", lambda folder, preset: module.Setup())
     pictures = Path(os.environ.get(PICTURES) or plan.parent)
     pictures.mkdir(parents=True, exist_ok=True)
     panel = Panel(module, application[1], plan, pictures)

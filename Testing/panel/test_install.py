@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import sysconfig
+import time
 import types
 import zipfile
 from dataclasses import replace
@@ -19,7 +20,6 @@ from MedZeroSegSlicer.install import (
     SHIPPED_BY_SLICER,
     TORCH,
     Setup,
-    all_weights,
     banner_sentence,
     consent_text,
     constraints,
@@ -29,6 +29,7 @@ from MedZeroSegSlicer.install import (
     names_of,
     read_requirements,
     unmet,
+    weights_of,
 )
 
 from MedZeroSegLib.errors import InstallationError
@@ -39,7 +40,7 @@ from MedZeroSegLib.weights import carrier_folder
 def weights_folder(tmp_path):
     """The weights as a user may carry them by hand, in a folder with an accent and a blank."""
     folder = tmp_path / "Gewichte für Slicer"
-    for weights in all_weights():
+    for weights in weights_of("lite"):
         source = carrier_folder(weights.carrier)
         if source is None:
             pytest.skip("the packages that carry the weights aren't installed")
@@ -95,6 +96,17 @@ def test_weights_nowhere_are_missing(bare_store):
     assert setup.installable and not setup.ready
 
 
+def test_weights_that_no_package_carries_have_to_be_brought(bare_store):
+    setup = examine(preset="base")
+    assert {weights.name for weights in setup.weights} >= {"biomedclip"}
+    assert not setup.ready and not setup.installable
+    assert "choose their folder" in banner_sentence(setup)
+
+
+def test_research_models_need_the_same_weights():
+    assert weights_of("lite-research") == weights_of("lite")
+
+
 def test_file_of_the_wrong_size_is_named(bare_store, weights_folder):
     path = weights_folder / "lite-medsam" / "lite_medsam.pth"
     path.unlink()
@@ -139,7 +151,7 @@ print([name for name in {("torch", "timm", "transformers", "openvino", "SimpleIT
 
 
 def test_consent_says_what_how_much_where_and_under_which_licence():
-    text = consent_text(Setup(torch=TORCH, packages=("timm>=1.0", "transformers>=4.40"), weights=all_weights()))
+    text = consent_text(Setup(torch=TORCH, packages=("timm>=1.0", "transformers>=4.40"), weights=weights_of("lite")))
     for part in (
         "PyTorch", "timm, transformers", "LiteMedSAM", "Apache-2.0", "39 MB", "92 MB", "0.5 to 3.3 GB",
         sysconfig.get_paths()["purelib"], "are free", "No image leaves this computer", "SimpleITK and vtk",
@@ -155,7 +167,7 @@ def test_consent_tells_of_pytorch_without_its_extension(monkeypatch, tmp_path):
 
 
 def test_consent_lists_only_what_is_missing():
-    text = consent_text(Setup(weights=all_weights()[:1]))
+    text = consent_text(Setup(weights=weights_of("lite")[:1]))
     assert "PyTorch" not in text and "MiniLM" not in text and "LiteMedSAM" in text
 
 
@@ -275,7 +287,7 @@ def pytorch_extension(monkeypatch, packaging):
     monkeypatch.delenv("PIP_CONSTRAINT", raising=False)
 
 
-EVERYTHING = Setup(torch=TORCH, packages=("timm>=1.0",), weights=all_weights())
+EVERYTHING = Setup(torch=TORCH, packages=("timm>=1.0",), weights=weights_of("lite"))
 
 
 def test_pytorch_comes_first_by_its_extension_and_under_constraints(packaging, pytorch_extension):
@@ -333,3 +345,68 @@ def test_older_slicer_is_told_which_one_is_needed(monkeypatch):
     monkeypatch.setitem(sys.modules, "slicer.packaging", None)
     with pytest.raises(InstallationError, match=r"needs Slicer 5\.12 or newer"):
         install(EVERYTHING)
+
+
+# The engine on a machine where something is wrong
+
+
+def imported_by_the_worker() -> set[str]:
+    """Packages that the modules of the engine import which its process may reach."""
+    import ast
+
+    library = REQUIREMENTS_FILE.parents[2] / "MedZeroSegLib"
+    waiting, seen, packages = [library / "worker.py"], set(), set()
+    while waiting:
+        path = waiting.pop()
+        if path in seen:
+            continue
+        seen.add(path)
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            names = [alias.name for alias in node.names] if isinstance(node, (ast.Import, ast.ImportFrom)) else []
+            if isinstance(node, ast.ImportFrom):
+                base = ".".join((["MedZeroSegLib"] if node.level else []) + ([node.module] if node.module else []))
+                names = [base, *(f"{base}.{name}" for name in names)]
+            for name in names:
+                parts = name.split(".")
+                if parts[0] != "MedZeroSegLib":
+                    packages.add(parts[0])
+                    continue
+                own = library.joinpath(*parts[1:])
+                waiting += [file for file in (own.with_suffix(".py"), own / "__init__.py") if file.is_file()]
+    return packages - set(sys.stdlib_module_names) - {"MedZeroSegLib", ""}
+
+
+def test_requirements_name_what_the_engine_imports_and_slicer_does_not_ship():
+    # Imported by writers, evaluation and downloads, which the module does not use; tokenizers comes with transformers.
+    unused = {
+        "httpx",
+        "tokenizers",
+        "skimage",
+        "matplotlib",
+        "typer",
+        "rich",
+        "pandas",
+        "highdicom",
+        "surface_distance",
+    }
+    names = names_of((*read_requirements(REQUIREMENTS_FILE), *TORCH))
+    modules = {name.replace("-", "_").lower().removesuffix("_torch") for name in names}
+    shipped = {name.lower() for name in SHIPPED_BY_SLICER}
+    missing = {name for name in imported_by_the_worker() if name.lower() not in modules | shipped | unused}
+    assert missing == set()
+
+
+def test_broken_pytorch_is_one_sentence_of_the_engine(tmp_path):
+    from MedZeroSegSlicer.engine_process import EngineProcess
+    from MedZeroSegSlicer.segmentation_run import Settings, worker_command
+
+    (tmp_path / "torch").mkdir()
+    (tmp_path / "torch" / "__init__.py").write_text("raise OSError('libc10.so: cannot open shared object file')")
+    events = []
+    engine = EngineProcess(worker_command(), events.append, environment={**os.environ, "PYTHONPATH": str(tmp_path)})
+    engine.submit({"cmd": "check", **Settings().message()})
+    while engine.poll():
+        time.sleep(0.05)
+    engine.close()
+    assert (events[-1]["event"], events[-1]["code"]) == ("error", "installation")
+    assert "libc10.so" in events[-1]["message"] and "\n" not in events[-1]["message"]

@@ -6,7 +6,7 @@ import json
 
 import numpy as np
 import pytest
-from MedZeroSegSlicer.install import Setup, all_weights
+from MedZeroSegSlicer.install import Setup, weights_of
 
 slicer = pytest.importorskip("slicer", reason="slicer-core has no wheel for this Python")
 pytest.importorskip("PySide6", reason="PySide6 shows the panel")
@@ -316,7 +316,7 @@ def test_settings_stay_after_a_run_and_return_with_the_scene(volume, panel, modu
 
 def test_weights_folder_is_remembered_for_the_machine(volume, panel, module, monkeypatch):
     looked = []
-    monkeypatch.setattr(module, "examine", lambda folder: looked.append(folder) or module.Setup())
+    monkeypatch.setattr(module, "examine", lambda folder, preset: looked.append(folder) or module.Setup())
     panel.ui.weightsFolderEdit.currentPath = "/data/Gewichte ä"
     assert looked == ["/data/Gewichte ä"]
     panel.run("liver")
@@ -338,19 +338,30 @@ def test_models_for_research_ask_for_their_licence(volume, panel):
     assert panel.asked()[-1]["preset"] == "lite-research"
 
 
+def test_other_models_are_looked_for_when_they_are_chosen(volume, panel, module, monkeypatch):
+    looked = []
+    monkeypatch.setattr(module, "examine", lambda folder, preset: looked.append(preset) or module.Setup())
+    panel.ui.modelsSelector.setCurrentIndex(2)
+    panel.ui.modelsSelector.setCurrentIndex(0)
+    assert looked == ["base", "lite"]
+
+
 # The set-up
 
 
 @pytest.fixture
 def bare(panel, module, monkeypatch):
     """A panel on a machine where nothing is installed yet; the list of installations that were asked for."""
-    state = {"setup": Setup(torch=("torch>=2.2",), packages=("timm>=1.0",), weights=all_weights()), "installed": []}
+    state = {
+        "setup": Setup(torch=("torch>=2.2",), packages=("timm>=1.0",), weights=weights_of("lite")),
+        "installed": [],
+    }
 
-    def install(setup, repair):
+    def install(setup, repair, preset):
         state["installed"].append((setup, repair))
         state["setup"] = Setup()
 
-    monkeypatch.setattr(module, "examine", lambda folder: state["setup"])
+    monkeypatch.setattr(module, "examine", lambda folder, preset: state["setup"])
     monkeypatch.setattr(module, "install", install)
     panel.logic.examine()
     panel.widget.refresh()
@@ -383,7 +394,7 @@ def test_declined_set_up_installs_nothing(volume, panel, bare, monkeypatch):
 def test_failed_set_up_says_why_and_the_panel_stays(volume, panel, bare, module, monkeypatch):
     from MedZeroSegLib.errors import InstallationError
 
-    def fail(_setup, repair):
+    def fail(_setup, repair, preset):
         raise InstallationError("The packages could not be installed (pip ended with status 1).")
 
     monkeypatch.setattr(module, "install", fail)
@@ -393,7 +404,7 @@ def test_failed_set_up_says_why_and_the_panel_stays(volume, panel, bare, module,
 
 
 def test_folder_with_the_models_completes_the_set_up(volume, panel, bare, monkeypatch, tmp_path):
-    bare["setup"] = Setup(weights=all_weights())
+    bare["setup"] = Setup(weights=weights_of("lite"))
     panel.logic.examine()
     panel.widget.refresh()
     assert panel.ui.folderButton.visible

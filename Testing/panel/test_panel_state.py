@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from MedZeroSegSlicer.install import Setup, all_weights
+from MedZeroSegSlicer.install import Setup, weights_of
 from MedZeroSegSlicer.names_review import review_names
 from MedZeroSegSlicer.panel_state import Facts, panel_state
 from MedZeroSegSlicer.run_state import Phase, RunState, advanced, failed
@@ -60,7 +60,7 @@ def test_ready_panel_offers_segment_and_says_nothing():
 
 
 def test_missing_packages_show_the_banner_with_the_size():
-    facts = replace(READY, setup=Setup(torch=("torch>=2.2",), packages=("timm>=1.0",), weights=all_weights()))
+    facts = replace(READY, setup=Setup(torch=("torch>=2.2",), packages=("timm>=1.0",), weights=weights_of("lite")))
     look = panel_state(facts)
     assert off(facts) == "Set up the models first."
     assert look["setupBanner"].visible
@@ -69,7 +69,7 @@ def test_missing_packages_show_the_banner_with_the_size():
 
 
 def test_missing_weights_alone_can_also_come_from_a_folder():
-    facts = replace(READY, setup=Setup(weights=all_weights()))
+    facts = replace(READY, setup=Setup(weights=weights_of("lite")))
     assert off(facts) == "Set up the models first."
     assert panel_state(facts)["setupLabel"].text == (
         "Model files are missing (lite_medsam.pth, model.safetensors): 131 MB to download, once, or to take from a "
@@ -131,7 +131,7 @@ def test_warnings_on_the_image_stand_under_its_size():
 
 
 def test_every_control_that_is_off_says_why():
-    for facts in (READY, RUNNING, replace(READY, setup=Setup(weights=all_weights()))):
+    for facts in (READY, RUNNING, replace(READY, setup=Setup(weights=weights_of("lite")))):
         look = panel_state(facts)
         for name in ("show3DButton", "undoButton", "editButton", "checkButton", "freeButton"):
             assert look[name].toolTip, name

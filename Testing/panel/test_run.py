@@ -336,3 +336,15 @@ def test_no_process_and_no_file_is_left_behind(module, panel, volume):
 def test_every_body_of_the_phantom_is_told_apart():
     shapes = [body(name).sum() for name in BODIES]
     assert len(set(shapes)) == len(BODIES) and min(shapes) > 0
+
+
+def test_self_test_of_the_module_passes(module, panel, monkeypatch):
+    tests = module.MedZeroSegTest()
+    said = []
+    monkeypatch.setattr(tests, "delayDisplay", said.append)
+    monkeypatch.setattr(module, "examine", lambda folder, preset: module.Setup(packages=("absent",)))
+    tests.runTest()
+    assert said == [
+        "Skipped: the models are not set up on this computer.",
+        "Names became segments on the grid of the image.",
+    ]
