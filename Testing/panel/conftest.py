@@ -65,11 +65,23 @@ class Panel:
         """Let the run come to its end."""
         self.spin(lambda: not self.logic.run.state.under_way)
 
+    def start(self, text: str, **plan: Any) -> None:
+        """Type names and press Segment; the stand-in engine has a plan."""
+        self.plan(**plan)
+        self.type(text)
+        self.click("runButton")
+
     def run(self, text: str) -> None:
         """Type names, press Segment, and wait for the end."""
         self.type(text)
         self.click("runButton")
         self.finish()
+
+    def pid(self) -> int:
+        """The engine's process."""
+        path = self._plan.with_suffix(".pid")
+        self.spin(path.exists)
+        return int(path.read_text())
 
     @property
     def status(self) -> str:
@@ -96,6 +108,23 @@ class Panel:
         node, volume = self.widget.parameters.segmentation, self.widget.parameters.inputVolume
         segment_id = node.GetSegmentation().GetSegmentIdBySegmentName(name)
         return slicer.util.arrayFromSegmentBinaryLabelmap(node, segment_id, volume) > 0
+
+    @staticmethod
+    def is_alive(pid: int) -> bool:
+        """Whether a process is there."""
+        try:
+            os.kill(pid, 0)
+        except ProcessLookupError:
+            return False
+        return True
+
+    def assert_whole(self, *names: str) -> None:
+        """These segments are in the scene, no others, and each is the whole body."""
+        from phantoms_of_panel import body
+
+        assert self.segments == list(names)
+        for name in names:
+            assert np.array_equal(self.mask(name), body(name)), name
 
     def picture(self, name: str, height: int = 760) -> Path:
         """A picture of the panel as it is now."""
