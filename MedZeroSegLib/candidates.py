@@ -34,7 +34,7 @@ def candidate_score(
     estimate
         The decoder's own estimate of the IoU.
     share
-        Saliency of the part that was prompted, [s, s] in 0..1; other parts are 0.
+        Saliency of the part that was prompted, [s, s] in 0..1; other parts and the background are 0.
     expected_area, body_area
         Pixels of the part, and of the body in the slice.
     box

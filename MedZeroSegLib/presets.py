@@ -13,6 +13,7 @@ from MedZeroSegLib.errors import InputError
 from MedZeroSegLib.propagation import Choice
 from MedZeroSegLib.weights import WeightsStore, cache_folder, load_state, weights_store
 from MedZeroSegLib.weights_catalogue import sha256_of
+from MedZeroSegLib.zero_shot import PRESENT_MIN
 
 if TYPE_CHECKING:
     from MedZeroSegLib.mask_decoder.decoder import MaskDecoder
@@ -59,7 +60,7 @@ PRESETS = {
     "lite": Preset("lite", "lite.safetensors", "Apache-2.0"),
     "lite-research": Preset("lite-research", "lite-research.safetensors", "CC BY-NC-SA 4.0"),
     # Found where the text wins against all others; slices were chosen and smoothed on the way.
-    "base": Preset("base", "", "", 0.5, 0.5, slice_min=1e-6, smooth_mm=0.0, zero_shot=BASE),
+    "base": Preset("base", "", "", 0.5, 0.5, slice_min=PRESENT_MIN, smooth_mm=0.0, zero_shot=BASE),
 }
 ZERO_SHOT_NOTE = "The preset {name} was never shown masks: every result is a try, look at it closely."
 

@@ -38,7 +38,7 @@ class Attempt:
     row: int
     box: tuple[float, float, float, float]
     mask: np.ndarray  # logits [s, s]
-    share: np.ndarray  # the object's own saliency [s, s]
+    share: np.ndarray  # the object's own saliency [s, s], 0 in the background
     area: float  # pixels expected
     points: tuple[np.ndarray, np.ndarray] | None = None
 
@@ -102,7 +102,7 @@ class Tracker:
             visited.add(row)
             (drawn,) = self._draw([self._from_neighbour(row, own[row], parts[row], previous)])
             near = soft_dice(drawn.probability, previous.probability) >= NEIGHBOUR_DICE_MIN
-            agrees = near or soft_dice(drawn.probability, own[row]) >= NEIGHBOUR_DICE_MIN
+            agrees = near or soft_dice(drawn.probability, _foreground(own[row])) >= NEIGHBOUR_DICE_MIN
             if agrees and drawn.score >= BELIEVED_MIN:
                 rejects = 0
                 if row not in believed or drawn.score > believed[row].score:
@@ -122,13 +122,14 @@ class Tracker:
         points = None
         if POINTS in self.decoder.prompts and needs_points(part):
             points = points_of(own, part, self.saliency.lost[row], box)
-        return Attempt(row, box, mask_prompt(own, part), own, float(part.sum()), points)
+        return Attempt(row, box, mask_prompt(own, part), _foreground(own), float(part.sum()), points)
 
     def _from_neighbour(self, row: int, own: np.ndarray, part: np.ndarray, previous: Drawn) -> Attempt:
         """The neighbour's box, and its logits and the saliency's in equal parts as mask."""
         mask = previous.logits > 0
         logits = (np.clip(previous.logits, -LOGIT_MAX, LOGIT_MAX) + mask_prompt(own, part | mask)) / 2
-        return Attempt(row, box_around(mask, len(mask)), logits.astype(np.float32), own, float(mask.sum()))
+        box = box_around(mask, len(mask))
+        return Attempt(row, box, logits.astype(np.float32), _foreground(own), float(mask.sum()))
 
     def _draw(self, attempts: Sequence[Attempt]) -> list[Drawn]:
         drawn: list[Drawn] = []
@@ -197,6 +198,11 @@ def track(
             probability[row][where] = drawn.probability[where]
     probability[saliency.lost] = np.minimum(probability[saliency.lost], np.float16(LOST_SHARE_MAX))
     return Refined(probability, decoded, max(tracker.attempts, decoded))
+
+
+def _foreground(share: np.ndarray) -> np.ndarray:
+    """The share where it is the structure's; the background's many small shares would outweigh it."""
+    return np.where(share >= FOUND_SHARE_MIN, share, 0)
 
 
 def _largest(labels: np.ndarray, count: int) -> list[int]:

@@ -15,6 +15,7 @@ Side = Literal["left", "right"]
 
 REGIONS = ("head", "neck", "chest", "heart", "abdomen", "pelvis", "spine", "limb", "breast", "whole")
 
+SPACES = ("space", "cavity")  # last words of names of what only contains structures
 ANYWHERE = ("finding", "device")  # kinds that may lie in any structure
 KINDS = ("organ", "bone", "muscle", "vessel", "heart", "brain", "dental", "spine", "tissue", "finding", "device")
 
@@ -137,6 +138,7 @@ def confusions(structure: Structure) -> tuple[str, ...]:
         if (other.region, other.kind) == (structure.region, structure.kind)
         and set(other.modalities) & set(structure.modalities)
         and not may_overlap(structure.name, other.name)
+        and not other.name.endswith(SPACES)
     ]
     names = {other.name for other in near}
     return tuple(other.name for other in near if not names & set(other.parents))

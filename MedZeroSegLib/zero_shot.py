@@ -25,6 +25,7 @@ RAISED = 2.0  # standard deviations above the volume's median, which is backgrou
 SMOOTHING_MM, ACROSS_MM = 2.0, 4.0  # standard deviations in the slice and across, there at most one slice
 SURGERY_GAIN = 2.0  # of the class token's cosines in feature surgery
 LEAST_DEVIATION = 1e-6  # of negatives' cosines, and of a map over a volume
+PRESENT_MIN = 1e-3  # evidence of a slice that is present, however its text fares there; absent ones have 0
 SHARE_EDGE = 1e-4  # least distance of a share from 0 and 1 when it becomes a logit
 LEVELS = 256  # of the histogram of shares
 
@@ -192,10 +193,11 @@ def draw(relief: Relief | None, ground: Ground, rules: ZeroShotRules) -> Salienc
     nothing = np.zeros((count, size, size), np.float16)
     if relief is None:
         return Saliency(nothing, nothing > 0, np.zeros(count, np.float32))
-    share = _sigmoid(relief.height - RAISED) * ground.body
+    own = ground.body & ~relief.lost
+    share = _sigmoid(relief.height - RAISED) * own
     present = np.ones(count, bool)
     if rules.gated:
-        _, present = presence(_features(share, relief, ground.body), ground.distance_mm)
+        _, present = presence(_features(relief, own), ground.distance_mm)
     smooth = _smoothed(share, ground)
     inside, lost = _enlarged(ground.body, size), _enlarged(relief.lost, size)
     drawn = np.empty((count, size, size), np.float32)
@@ -208,7 +210,9 @@ def draw(relief: Relief | None, ground: Ground, rules: ZeroShotRules) -> Salienc
         return Saliency(nothing, nothing > 0, np.zeros(count, np.float32))
     divided = _sigmoid(_logit(drawn) - _logit(np.array(_threshold(chosen, rules)))) * inside
     divided[lost] = np.minimum(divided[lost], LOST_SHARE_MAX)
-    return Saliency(divided.astype(np.float16), lost, np.where(present, relief.win, 0).astype(np.float32))
+    return Saliency(
+        divided.astype(np.float16), lost, np.where(present, np.maximum(relief.win, PRESENT_MIN), 0).astype(np.float32)
+    )
 
 
 def two_means(values: np.ndarray) -> float:
@@ -260,11 +264,14 @@ def _relief(
     return Relief(height.astype(np.float32), lost, _sigmoid(scale * margin) if win is None else win, margin)
 
 
-def _features(share: np.ndarray, relief: Relief, body: np.ndarray) -> np.ndarray:
-    """[n, 4]: the whole slice's margin, peak, coverage and focus of its map."""
-    flat = share.reshape(len(share), -1)
-    peak = np.partition(flat, -EVIDENCE_CELLS, axis=1)[:, -EVIDENCE_CELLS:].mean(1)
-    covered = ((relief.height >= RAISED) & body).sum((1, 2)) / np.maximum(body.sum((1, 2)), 1)
+def _features(relief: Relief, own: np.ndarray) -> np.ndarray:
+    """[n, 4]: the whole slice's margin, and peak, coverage and focus of the map on the cells that aren't lost.
+
+    The peak is taken before it becomes a share, which saturates where a volume is plain.
+    """
+    height = np.where(own, relief.height, 0).clip(0).reshape(len(own), -1)
+    peak = np.partition(height, -EVIDENCE_CELLS, axis=1)[:, -EVIDENCE_CELLS:].mean(1)
+    covered = (height >= RAISED).sum(1) / np.maximum(own.sum((1, 2)), 1)
     return np.stack([relief.margin, peak, covered, peak * (1 - covered)], 1)
 
 
