@@ -149,13 +149,14 @@ def train_lite(
         typer.Option("--all-licences", help="Also sources for non-commercial use; the head is then bound to that."),
     ] = False,
     start: Annotated[Optional[Path], typer.Option(help="Head to go on from.")] = None,  # noqa: UP045
+    start_share: Annotated[float, typer.Option(help="Share of that head in the weights that are written.")] = 0.0,
     seed: Annotated[int, typer.Option(help="Random seed.")] = 0,
     weights_folder: WeightsOption = None,
 ) -> None:
     """Train the lite head: region-text contrast and dense masks. Goes on where it was stopped."""
     from MedZeroSegLib.training.lite import train
 
-    file = train(manifest, output, steps, all_licences, start, seed, weights_folder)
+    file = train(manifest, output, steps, all_licences, start, start_share, seed, weights_folder)
     typer.echo(str(file))
 
 

@@ -54,6 +54,7 @@ class LiteTraining:
     contrast_weight: float = 0.1
     balance: float = 0.6  # exponent with which rare structures are drawn more often
     any_use_only: bool = True
+    start_share: float = 0.0  # of the head that training went on from, in the weights that ship (see `export`)
     seed: int = 0
 
 
@@ -63,6 +64,7 @@ def train(
     steps: int,
     all_licences: bool,
     start: Path | None,
+    start_share: float,
     seed: int,
     weights_folder: Path | None,
 ) -> Path:
@@ -74,7 +76,7 @@ def train(
     weights = weights_store(weights_folder)
     store = encode_pictures(cases, load_lite_medsam(weights), output / "pictures", seed=0)
     tower = MiniLmTextTower(weights.locate("minilm"))
-    settings = LiteTraining(steps=steps, any_use_only=not all_licences, seed=seed)
+    settings = LiteTraining(steps=steps, any_use_only=not all_licences, start_share=start_share, seed=seed)
     started_from = {name: value.float() for name, value in load_file(start).items()} if start else None
     trainer = LiteTrainer(store, tower, output, settings, started_from)
     trainer.run()
@@ -100,6 +102,7 @@ class LiteTrainer:
         self.table = ConceptTable(store, self.pictures)
         self.texts = _text_vectors(tower, self.table.all)
         self.head = RegionTextHead()
+        self.start = start
         if start is not None:
             self.head.load_state_dict(start)
         self.head = self.head.to(memory_format=torch.channels_last)
@@ -131,7 +134,11 @@ class LiteTrainer:
                     started = time.monotonic()
 
     def export(self, file: Path, facts: dict[str, Any]) -> None:
-        """The averaged weights in float16 with what the engine must know of them, written atomically."""
+        """The averaged weights in float16 with what the engine must know of them, written atomically.
+
+        ``start_share`` of them is the head that training went on from: what was learnt before is forgotten less
+        (Wortsman et al., "Robust fine-tuning of zero-shot models", CVPR 2022).
+        """
         card = {
             "concepts": self.table.all,
             "competitors": self.table.competitors,
@@ -140,7 +147,9 @@ class LiteTrainer:
             "patients": len({(p.source, p.patient_id) for p in self.pictures}),
             **facts,
         }
-        tensors = {name: value.half().contiguous() for name, value in self.mean.items()}
+        before = self.start or self.mean
+        mixed = {name: value.lerp(before[name], self.settings.start_share) for name, value in self.mean.items()}
+        tensors = {name: value.half().contiguous() for name, value in mixed.items()}
         with replacing(file) as handle:
             handle.write(save(tensors, metadata={"medzeroseg": json.dumps(card)}))
 

@@ -115,3 +115,19 @@ def test_training_can_start_from_a_trained_head(tmp_path):
     start = {name: value.float() for name, value in load_file(tmp_path / "head.safetensors").items()}
     second = LiteTrainer(store_of_two_organs(), WordVectors(), tmp_path / "second", LiteTraining(steps=1), start)  # type: ignore[arg-type]
     assert all(torch.equal(value, second.head.state_dict()[name]) for name, value in start.items())
+
+
+def test_the_written_head_holds_the_wanted_share_of_the_one_that_training_went_on_from(tmp_path):
+    torch.manual_seed(1)
+    start = {name: torch.randn_like(value) for name, value in trainer(tmp_path, steps=1).head.state_dict().items()}
+    run = LiteTrainer(
+        store_of_two_organs(),
+        WordVectors(),  # type: ignore[arg-type]
+        tmp_path,
+        LiteTraining(steps=1, start_share=0.25),
+        start,
+    )
+    run.mean = {name: value + 1 for name, value in start.items()}
+    run.export(tmp_path / "head.safetensors", {})
+    for name, value in load_file(tmp_path / "head.safetensors").items():
+        assert torch.allclose(value.float(), start[name] + 0.75, atol=5e-3), name
