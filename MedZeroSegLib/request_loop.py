@@ -77,9 +77,9 @@ class Channel:
 
     def acknowledge(self, number: int) -> None:
         """Say that a request has come, though the one before it may still have to come to its end."""
-        progress = {"fraction": 0.0, "seconds_left": None, "code": "starting", "values": {}}
+        head: dict[str, Any] = {"id": number, "event": "progress"}
         with self._lock:
-            self._write(encode_line({"id": number, "event": "progress"} | progress))
+            self._write(encode_line({**head, "fraction": 0.0, "seconds_left": None, "code": "starting", "values": {}}))
 
     def end(self, number: int, event: str, fields: Mapping[str, Any]) -> None:
         """Send the last event of a request, or that it was cancelled."""

@@ -42,7 +42,6 @@ def segment_volume(message: Mapping[str, Any], report: Report) -> dict[str, Any]
     volume = _volume(request.volume, _signature(request.volume.voxels))
     setting = _setting(request)
     forecast = Forecast(volume.voxels.size / 1e6, remembered_rates(rates_file(), setting))
-    told: list[str] = []
 
     def tell(stage: str, share: float, /, **values: str | int) -> None:
         fraction, seconds_left = forecast.tell(stage, share, values)
@@ -52,16 +51,14 @@ def segment_volume(message: Mapping[str, Any], report: Report) -> dict[str, Any]
     def deliver(_index: int, segment: Segment) -> None:
         engine = pipeline.load_engine(request.preset, request.device, request.weights_folder)
         _deliver(request, segment, pipeline.segmentation_of(volume, (segment,), engine, {}), report)
-        told.extend(segment.warnings)
 
     result = pipeline.segment(
         volume, request.names, request.preset, request.device, request.weights_folder, tell, deliver
     )
     remember_rates(rates_file(), setting, forecast.measured())
-    late = [warning for segment in result.segments for warning in segment.warnings if warning not in told]
     return {
         "seconds": result.seconds,
-        "warnings": [*result.warnings, *dict.fromkeys(late)],
+        "warnings": result.warnings,
         "weights": result.weights,
         "device": result.device,
         "version": result.version,

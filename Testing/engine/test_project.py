@@ -36,6 +36,7 @@ FORBIDDEN = {
     "concepts": ("pipeline", "editing", "worker", "cohort", "cli", "evaluation", "training"),
     "pipeline": ("editing", "worker", "cohort", "cli", "evaluation", "training"),
     "presets": ("pipeline", "editing", "worker", "cohort", "cli", "evaluation", "training"),
+    **dict.fromkeys(("protocol", "request_loop", "forecast"), (*STAGES, *CALLERS)),
 }
 WITH_TORCH = (
     "canvas",
@@ -52,7 +53,10 @@ WITH_TORCH = (
     "pipeline",
     "evaluation.baseline",
 )
-LIGHT = ("", ".queries", ".vocabulary", ".protocol", ".modality", ".segment_tags", ".volume_io", ".writers")
+LIGHT = (
+    "", ".queries", ".vocabulary", ".protocol", ".modality", ".segment_tags", ".volume_io", ".writers", ".worker",
+    ".forecast",
+)  # fmt: skip
 HEAVY = ("torch", "torchvision", "timm", "transformers", "open_clip", "matplotlib", "slicer", "qt", "ctk", "vtk")
 
 

@@ -22,7 +22,10 @@ sys.path.insert(0, str(ROOT / "MedZeroSeg"))
 from MedZeroSegSlicer import engine_process  # noqa: E402
 from MedZeroSegSlicer.engine_process import EngineProcess, cause_of_death  # noqa: E402
 
+from MedZeroSegLib import read_volume, segment  # noqa: E402
+from MedZeroSegLib.extent import mask_extent, mask_sha256  # noqa: E402
 from MedZeroSegLib.protocol import ERROR_CODES, FINAL_EVENTS, ProtocolError, encode_line  # noqa: E402
+from MedZeroSegLib.volume import Volume  # noqa: E402
 
 STAND_IN = Path(__file__).with_name("stand_in_worker.py")
 CANCEL_S = 0.3  # within which "cancelled" has to come
@@ -465,3 +468,131 @@ def test_no_process_is_left_when_the_parent_is_killed(folder, state):
     parent.kill()
     parent.wait()
     wait_until_gone(pid, 2)
+
+
+# With the models
+
+
+RADIOGRAPH = "RG1_UNCR.dcm"  # of the package pydicom-data
+
+
+class RealEngine(Engine):
+    """The engine with its models."""
+
+    def __init__(self, folder: Path) -> None:
+        worker = [sys.executable, str(ROOT / "MedZeroSegLib" / "worker.py")]
+        super().__init__(folder, command=worker, XDG_STATE_HOME=str(folder))
+
+    def segment(self, volume: Volume, *names: str) -> int:
+        """Submit a real request."""
+        file = self.folder / f"{volume.fingerprint[:8]}.npy"
+        np.save(file, volume.voxels)
+        entry = {
+            "voxels": str(file),
+            "ijk_to_lps": volume.ijk_to_lps.tolist(),
+            "modality": volume.modality,
+            "modality_source": volume.modality_source,
+            "dimension": volume.dimension,
+            "calibrated": volume.calibrated,
+        }
+        common = {"preset": "lite", "device": "cpu", "folder": str(self.folder)}
+        return self.submit({"cmd": "segment", "volume": entry, "names": list(names), **common})
+
+    def masks(self, number: int, volume: Volume) -> dict[str, np.ndarray]:
+        """The masks that came, put back on the volume's grid."""
+        masks = {}
+        for event in self.of(number):
+            if event["event"] == "segment":
+                masks[event["typed"]] = np.zeros(volume.shape, bool)
+                if event["found"]:
+                    i0, i1, j0, j1, k0, k1 = event["box"]
+                    inside = np.load(event["mask"])
+                    assert inside.dtype == np.uint8 and mask_extent(inside) == (0, i1 - i0, 0, j1 - j0, 0, k1 - k0)
+                    masks[event["typed"]][k0 : k1 + 1, j0 : j1 + 1, i0 : i1 + 1] = inside
+        return masks
+
+
+@pytest.fixture(scope="module")
+def real(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RealEngine]:
+    engine = RealEngine(tmp_path_factory.mktemp("Sättiger 肺 (1) & co"))
+    yield engine
+    engine.close()
+
+
+def small_ct() -> Volume:
+    """Three slices of an oval body with two bright ovals, in HU with noise."""
+    k, j, i = np.indices((3, 96, 112))
+    voxels = np.random.default_rng(0).normal(0, 10, k.shape) - 1000
+    voxels[((i - 56) / 50) ** 2 + ((j - 48) / 42) ** 2 < 1] += 1040
+    voxels[((i - 32) / 18) ** 2 + ((j - 45) / 15) ** 2 < 1] += 70
+    voxels[((i - 84) / 10) ** 2 + ((j - 52) / 14) ** 2 < 1] += 110
+    return Volume(voxels.astype(np.int16), np.diag([3.1, 2.9, 6.0, 1.0]), "CT", "dicom")
+
+
+def test_models_give_the_masks_of_the_command_line_and_encode_a_volume_once(real):
+    from pydicom.data import get_testdata_file
+
+    volume = read_volume(get_testdata_file(RADIOGRAPH, download=False))
+    first = real.segment(volume, "left lung")
+    second = real.segment(volume, "right lung", "hippocampus", "lungs")  # waits for the first
+    real.finish()
+    assert "encoding" in real.codes(first)
+    assert {"starting", "segmenting"} <= set(real.codes(second)) and "encoding" not in real.codes(second)
+    masks = real.masks(first, volume) | real.masks(second, volume)
+    expected = segment(volume, ["left lung", "right lung", "hippocampus", "lungs"], device="cpu")
+    assert masks.keys() == {item.typed for item in expected.segments}
+    events = {event["typed"]: event for event in real.events if event["event"] == "segment"}
+    for item in expected.segments:
+        event, extent = events[item.typed], mask_extent(item.mask)
+        assert np.array_equal(masks[item.typed], item.mask), item.typed
+        assert (event["found"], event["score"], event["name"]) == (item.found, item.score, item.name)
+        assert event["provenance"]["mask_sha256"] == mask_sha256(
+            item.mask[extent[4] : extent[5] + 1, extent[2] : extent[3] + 1, extent[0] : extent[1] + 1], extent
+        )
+        assert event["volume_ml"] is None and tuple(event["color"]) == item.color
+    assert masks["left lung"].any() and not masks["hippocampus"].any()
+    end = real.end_of(second)
+    assert end["event"] == "finished" and end["weights"] == list(expected.weights) and end["device"] == "cpu"
+
+
+def test_a_run_with_models_is_cancelled_between_slices_and_the_next_is_whole(real):
+    volume = small_ct()
+    number = real.segment(volume, "liver")
+    real.spin(lambda: any((event.get("values") or {}).get("slice", 0) >= 1 for event in real.of(number)))
+    pid = real._process._child.pid
+    real.cancel()
+    asked = time.monotonic()
+    real.spin(lambda: not real.busy)
+    assert time.monotonic() - asked < CANCEL_S and real.end_of(number)["event"] == "cancelled"
+    again = real.segment(volume, "liver", "aorta")
+    real.finish()
+    assert real.end_of(again)["event"] == "finished" and real._process._child.pid == pid
+    fractions = [event["fraction"] for event in real.of(again) if event["event"] == "progress"]
+    assert fractions == sorted(fractions)
+    assert any(event.get("seconds_left") for event in real.of(again))
+
+
+def test_check_answers_with_one_plain_line_and_forget_frees_the_models(real):
+    number = real.submit({"cmd": "check", "preset": "lite", "device": "cpu", "weights_folder": None})
+    real.finish()
+    (result,) = (event for event in real.of(number) if event["event"] == "result")
+    assert result["line"].startswith("Ready, CPU only: ") and result["line"].endswith(" for ten slices.")
+    assert real.end_of(number)["event"] == "finished"
+    number = real.submit({"cmd": "forget"})
+    real.finish()
+    assert real.end_of(number)["event"] == "finished"
+
+
+@pytest.mark.parametrize(
+    ("preset", "device", "code", "words"),
+    [
+        ("heavy", "cpu", "input", "heavy"),
+        ("lite", "toaster", "input", "toaster"),
+        ("lite", "mps", "installation", "cpu"),
+    ],
+)
+def test_what_cannot_be_had_is_said_in_a_sentence(real, preset, device, code, words):
+    number = real.submit({"cmd": "check", "preset": preset, "device": device, "weights_folder": None})
+    real.finish()
+    end = real.end_of(number)
+    assert (end["event"], end["code"]) == ("error", code) and words in end["message"]
