@@ -25,8 +25,8 @@ from .weights_catalogue import (
     by_hand,
     check_hashes,
     choose_weights,
-    difference,
     read_catalogue,
+    sha256_of,
     state_hash,
     stated_hashes,
 )
@@ -142,13 +142,13 @@ class WeightsStore:
         for weights, file in wanted:
             own = self.root / weights.name
             sha256 = file.sha256 or stated.get(file.name) or stated_hashes(own).get(file.name)
-            if sha256 is None:
+            if sha256 is None and file.words is None:
                 unknown.append(self._hash_not_known(weights, file))
                 continue
             report = None if progress is None else _shifted(progress, done, total)
             download(file, sha256, own / file.name, self.ca_file, report)
-            if file.sha256 is None:
-                state_hash(own / file.name, sha256)
+            if file.sha256 is None:  # from now on it may not change
+                state_hash(own / file.name, sha256 or sha256_of(own / file.name))
             done += file.size or 0
         if unknown:
             raise InstallationError(unknown[0])
@@ -174,7 +174,7 @@ class WeightsStore:
                 )
             if (self.folder / weights.name).is_dir():
                 yield Place(YOUR_FOLDER, self.folder / weights.name)
-            elif (self.folder / main).is_file():
+            elif (self.folder / main).is_file() and self._is_meant(weights, self.folder / main):
                 yield Place(YOUR_FOLDER, self.folder)
         carried = weights.carrier and carrier_folder(weights.carrier)
         if weights.carrier and carried and (carried / main).is_file():
@@ -182,6 +182,13 @@ class WeightsStore:
         own = self.root / weights.name
         if any((own / file.name).is_file() for file in weights.files):
             yield Place(STORE, own)
+
+    def _is_meant(self, weights: Weights, path: Path) -> bool:
+        """Whether a file is these weights', where several models' main files have its name: by its size."""
+        same = [other for other in self.catalogue.values() if other.files[0].name == path.name]
+        size = path.stat().st_size
+        fitting = [other for other in same if other.files[0].size == size]
+        return len(same) == 1 or weights in fitting or (not fitting and weights is same[0])
 
     def _find(self, weights: Weights) -> tuple[Place | None, list[str]]:
         """The first place that holds the weights whole and right, and what is wrong with the places before it."""
@@ -205,21 +212,21 @@ class WeightsStore:
         for file in weights.files:
             path = place.folder / file.name
             sha256 = file.sha256 or stated_hashes(place.folder).get(file.name)
-            if sha256 is None:
+            if sha256 is None and file.words is None:
                 return self._hash_not_known(weights, file, path)
             problem = self._difference(path, file, sha256)
             if problem:
                 return f"'{path}' is not the file expected: {problem}; {self._remedy(weights, [file], place)}."
         return None
 
-    def _difference(self, path: Path, file: WeightFile, sha256: str, always: bool = False) -> str | None:
-        """As `difference`; a large file that was right, and has not changed since, is not hashed again."""
+    def _difference(self, path: Path, file: WeightFile, sha256: str | None, always: bool = False) -> str | None:
+        """As `WeightFile.difference`; a large file that was right, and has not changed since, is not hashed again."""
         try:
             state = path.stat()
             mark = [state.st_size, state.st_mtime_ns, sha256]
             if not always and state.st_size > ALWAYS_HASHED_MAX and self._verified().get(str(path)) == mark:
                 return None
-            problem = difference(path, file.size, sha256)
+            problem = file.difference(path, sha256)
         except OSError as error:
             return f"it can't be read ({(error.strerror or 'no reason given').lower()})"
         if problem is None and state.st_size > ALWAYS_HASHED_MAX:
@@ -276,7 +283,7 @@ class WeightsStore:
             path = place.folder / file.name
             sha256 = file.sha256 or stated_hashes(place.folder).get(file.name)
             problem = None
-            if sha256 is None:
+            if sha256 is None and file.words is None:
                 problem = "its SHA-256 is neither known nor stated"
             elif check:
                 problem = self._difference(path, file, sha256, always=True)
@@ -293,7 +300,7 @@ class WeightsStore:
         for file in weights.files:
             path = own / file.name
             sha256 = file.sha256 or stated.get(file.name) or stated_hashes(own).get(file.name)
-            if not (sha256 and path.is_file() and self._difference(path, file, sha256) is None):
+            if not (path.is_file() and self._difference(path, file, sha256) is None):
                 yield file
 
 

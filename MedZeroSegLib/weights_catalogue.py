@@ -22,17 +22,56 @@ SHORT = 8  # hexadecimal digits of a hash in a sentence that compares two
 LISTED_FILES_MAX = 3  # files that one sentence still names with their addresses
 STATED_HASHES = "SHA256SUMS"  # as `sha256sum FILE > SHA256SUMS` writes it; counts for files of unknown hash only
 SHA256_DIGITS = re.compile("[0-9a-f]{64}")
+WORDS_SIZE_MAX = 16 << 20  # bytes of a list of words
 WEB_PAGE_STARTS = (b"<!doctype", b"<html", b"<?xml")
 
 
 @dataclass(frozen=True)
+class Words:
+    """What a list of words, one a line, must be where nobody states its hash: so many different ones, the first, and
+    some that only this list holds whole (of PubMedBERT's: Gu et al., ACM HEALTH 3:2, 2021, table 1)."""
+
+    count: int
+    first: str
+    includes: tuple[str, ...]
+
+    def difference(self, path: Path) -> str | None:
+        """What is wrong with a file that should be this list ("it has ..."), or None; raises OSError."""
+        with path.open("rb") as file:
+            content = file.read(WORDS_SIZE_MAX + 1)
+        try:
+            lines = content.decode("utf-8").rstrip("\n").split("\n")
+        except UnicodeDecodeError:
+            return "it is no text"
+        if len(content) > WORDS_SIZE_MAX or len(set(lines)) != self.count or len(lines) != self.count:
+            return f"it has {len(set(lines)):,} different words instead of {self.count:,}{_page_hint(path)}"
+        if lines[0] != self.first:
+            return f"it begins with {lines[0][:SHORT]!r} instead of {self.first!r}"
+        lacking = [word for word in self.includes if word not in set(lines)]
+        return f"it lacks the word {lacking[0]!r}, so it is another model's" if lacking else None
+
+
+@dataclass(frozen=True)
 class WeightFile:
-    """One file: its name, size in bytes, SHA-256 and addresses, best first. A size or hash nobody states is None."""
+    """One file: its name, size in bytes, SHA-256 and addresses, best first. A size or hash nobody states is None; where
+    ``words`` is given, the content tells in its stead."""
 
     name: str
     size: int | None
     sha256: str | None
     sources: tuple[str, ...]
+    words: Words | None = None
+
+    def difference(self, path: Path, sha256: str | None) -> str | None:
+        """What is wrong with a file that should be this one ("it has ..."), or None; raises OSError.
+
+        ``sha256`` is the hash that is known or stated; without one, ``words`` decide.
+        """
+        if sha256 is None and self.words is not None:
+            return self.words.difference(path)
+        if sha256 is None:
+            return "its SHA-256 is neither known nor stated"
+        return difference(path, self.size, sha256)
 
 
 @dataclass(frozen=True)
@@ -74,11 +113,15 @@ def read_catalogue(path: Path = CATALOGUE) -> Mapping[str, Weights]:
 
 
 def _read_entry(name: str, entry: dict) -> Weights:
-    files = tuple(
-        WeightFile(file["name"], file["size"], file["sha256"], tuple(file["sources"])) for file in entry["files"]
-    )
+    files = tuple(_read_file(file) for file in entry["files"])
     carrier = Carrier(**entry["carrier"]) if entry["carrier"] else None
     return Weights(name, entry["title"], entry["licence"], tuple(entry["presets"]), carrier, files)
+
+
+def _read_file(file: dict) -> WeightFile:
+    words = file.get("words")
+    known = None if words is None else Words(words["count"], words["first"], tuple(words["includes"]))
+    return WeightFile(file["name"], file["size"], file["sha256"], tuple(file["sources"]), known)
 
 
 def choose_weights(catalogue: Mapping[str, Weights], names: str | Sequence[str]) -> list[Weights]:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from .errors import InstallationError
-from .weights_catalogue import SHORT, WeightFile, looks_like_web_page, sha256_of
+from .weights_catalogue import WORDS_SIZE_MAX, WeightFile, looks_like_web_page
 
 if TYPE_CHECKING:
     import httpx
@@ -25,7 +25,7 @@ Progress = Callable[[int, "int | None"], None]  # bytes there, bytes in all (Non
 ATTEMPTS = 4  # in a row without a byte gained, then the next source
 PAUSE = 0.5  # seconds before the second attempt, twice that before the third, ...
 TIMEOUT = 30.0  # seconds without a connection or a byte
-UNSTATED_SIZE_MAX = 16 << 20  # bytes; a file of unknown size is a vocabulary or a setting
+UNSTATED_SIZE_MAX = 4 << 30  # bytes of a file whose size nobody states
 
 
 class _Refused(Exception):
@@ -37,13 +37,13 @@ class _Interrupted(Exception):
 
 
 def download(
-    file: WeightFile, sha256: str, target: Path, ca_file: Path | None = None, progress: Progress | None = None
+    file: WeightFile, sha256: str | None, target: Path, ca_file: Path | None = None, progress: Progress | None = None
 ) -> None:
     """Fetch a file to ``target``, going on with TARGET.part if an earlier attempt left one.
 
     Parameters
     ----------
-    sha256 : what the file must hash to.
+    sha256 : what the file must hash to; None where the catalogue knows its words instead.
     ca_file : certificates (PEM) to trust beside the usual ones.
     progress : told the bytes that are there and the bytes in all.
 
@@ -52,7 +52,7 @@ def download(
     InstallationError
         When no source gave the file; the sentence says why and how to carry the file by hand.
     """
-    remedy = f"get {file.sources[0]} (SHA-256 {sha256}) by other means and put it into '{target.parent}'"
+    remedy = f"get {file.sources[0]} (SHA-256 {sha256 or 'not known'}) by other means and put it into '{target.parent}'"
     part = target.with_name(target.name + ".part")
     reasons = []
     try:
@@ -107,18 +107,19 @@ def _client(ca_file: Path | None, remedy: str) -> httpx.Client:
 
 
 def _fetch_whole(
-    client: httpx.Client, url: str, file: WeightFile, sha256: str, part: Path, progress: Progress | None
+    client: httpx.Client, url: str, file: WeightFile, sha256: str | None, part: Path, progress: Progress | None
 ) -> None:
-    """Fill ``part`` from one address until it hashes right; begin anew once if an older part spoilt the hash."""
+    """Fill ``part`` from one address until it is the file; begin anew once if an older part spoilt it."""
+    problem: str | None = None
     for resumed in (_size(part) > 0, False):
         _fetch_patiently(client, url, file, part, progress)
-        digest = sha256_of(part)
-        if digest == sha256:
+        problem = file.difference(part, sha256)
+        if problem is None:
             return
         part.unlink()
         if not resumed:
             break
-    raise _Refused(f"what it sends has a SHA-256 that begins with {digest[:SHORT]} instead of {sha256[:SHORT]}")
+    raise _Refused(f"of what it sends is said: {problem}")
 
 
 def _fetch_patiently(client: httpx.Client, url: str, file: WeightFile, part: Path, progress: Progress | None) -> None:
@@ -154,7 +155,7 @@ def _connection_problem(error: Exception) -> str:
 
 def _receive(client: httpx.Client, url: str, file: WeightFile, part: Path, progress: Progress | None) -> None:
     """One request; what arrives is in ``part`` also when it raises."""
-    limit = UNSTATED_SIZE_MAX if file.size is None else file.size
+    limit = file.size or (WORDS_SIZE_MAX if file.words else UNSTATED_SIZE_MAX)
     have = _size(part)
     if have == file.size:
         return  # only the renaming was missing

@@ -66,6 +66,9 @@ def _import_file(store: WeightsStore, path: Path, stated: Mapping[str, str]) -> 
     taken = False
     for weights, file in entries:
         sha256 = file.sha256 or (beside.get(file.name) if path.name == file.name else None)
+        if sha256 is None and file.words is not None and path.name == file.name:
+            digest = digest or _readable_hash(path)
+            sha256 = digest if file.words.difference(path) is None else None
         if sha256 is None or file.size not in (None, size):
             continue
         digest = digest or _readable_hash(path)

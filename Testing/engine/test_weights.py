@@ -52,11 +52,23 @@ def test_catalogue_lists_files_that_can_be_checked_and_had():
     assert {preset for entry in catalogue.values() for preset in entry.presets} == {"lite", "base"}
     for model in catalogue.values():
         assert model.licence and model.files
-        assert model.files[0].sha256 and model.files[0].size  # the file that holds the tensors is always known
+        if model.presets:  # of these the file that holds the tensors is always known
+            assert model.files[0].sha256 and model.files[0].size
         for file in model.files:
             assert file.sha256 is None or re.fullmatch("[0-9a-f]{64}", file.sha256)
             assert file.sources and all(source.startswith("https://") for source in file.sources)
             assert Path(file.name).name == file.name
+
+
+def test_everything_that_presets_and_variants_are_made_of_is_in_the_catalogue():
+    from MedZeroSegLib.base_preset import BASE, VARIANTS
+
+    catalogue = read_catalogue()
+    for settings in (BASE, *VARIANTS.values()):
+        assert {settings.clip, settings.decoder} <= set(catalogue)
+    assert {"base"} == set(catalogue[BASE.clip].presets) == set(catalogue[BASE.decoder].presets)
+    for name, digits in {"sam-vit-h": "a7bf3b02", "medsam-vit-b": "34b34b78", "biomedclip-older": "8792dba7"}.items():
+        assert catalogue[name].files[0].sha256.startswith(digits)
 
 
 @pytest.mark.parametrize("name", ["lite-medsam", "minilm"])
@@ -293,6 +305,53 @@ def test_stated_hash_never_replaces_a_known_one(tmp_path):
         import_folder(store, carried, {"net.pth": sha256(WRONG)})
     write(store.root / "net", {"net.pth": WRONG, "SHA256SUMS": f"{sha256(WRONG)}  net.pth\n".encode()})
     assert "not the file expected" in refusal(store, "net")
+
+
+# Lists of words
+
+
+LIST = b"[PAD]\n[UNK]\nliver\nnephropathy\n"
+
+
+def listed_words() -> dict:
+    listed = entry({"net.pth": BODY, "vocab.txt": LIST})
+    words = {"count": 4, "first": "[PAD]", "includes": ["nephropathy"]}
+    listed["files"][1] |= {"size": None, "sha256": None, "words": words}
+    return listed
+
+
+def test_a_list_of_words_is_known_by_its_words_and_may_not_change_afterwards(tmp_path):
+    store = store_of(tmp_path / "home", {"net": listed_words()})
+    import_folder(store, write(tmp_path / "carried", {"net.pth": BODY, "vocab.txt": LIST}))
+    assert store.locate("net") == store.root / "net"
+    assert all(row.ok for row in store.verify("net"))
+    write(store.root / "net", {"vocab.txt": LIST.replace(b"liver", b"lever")})
+    assert "not the file expected" in refusal(store, "net")
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        (LIST.replace(b"nephropathy", b"##pathy"), "lacks the word 'nephropathy'"),
+        (LIST + b"more\n", "5 different words instead of 4"),
+        (LIST.replace(b"[UNK]", b"liver"), "3 different words instead of 4"),
+        (b"[UNK]\n[PAD]\nliver\nnephropathy\n", "begins with '[UNK]'"),
+        (b"\xff\xfe\x00", "no text"),
+        (PAGE, "web page"),
+    ],
+)
+def test_another_models_words_are_refused(tmp_path, content, told):
+    store = store_of(tmp_path / "home", {"net": listed_words()})
+    write(store.root / "net", {"net.pth": BODY, "vocab.txt": content})
+    assert told in refusal(store, "net")
+    assert [row.ok for row in store.verify("net")] == [True, False]
+
+
+def test_your_folder_may_hold_a_file_whose_name_two_models_share(tmp_path):
+    entries = {"new": entry({"model.bin": BODY}), "old": entry({"model.bin": BODY[:1000]})}
+    store = store_of(tmp_path / "home", entries, folder=write(tmp_path / "mine", {"model.bin": BODY[:1000]}))
+    assert store.locate("old").parent == tmp_path / "mine"
+    assert {row.weights: row.ok for row in store.verify()} == {"new": None, "old": True}
 
 
 # Opening
