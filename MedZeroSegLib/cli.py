@@ -29,7 +29,7 @@ app.add_typer(weights_app, name="weights")
 app.add_typer(evaluate_app, name="evaluate")
 app.add_typer(train_app, name="train")
 
-PresetOption = Annotated[str, typer.Option(help="lite, lite-research (non-commercial).")]
+PresetOption = Annotated[str, typer.Option(help="lite, lite-research (non-commercial), base or base/VARIANT.")]
 DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")]
 WeightsOption = Annotated[Optional[Path], typer.Option(help="Folder in which weights are looked for first.")]  # noqa: UP045
 
@@ -117,26 +117,36 @@ def evaluate_manifest(
     ] = False,
     overlays: Annotated[Optional[Path], typer.Option(help="Folder for overlay pictures.")] = None,  # noqa: UP045
     limit: Annotated[Optional[int], typer.Option(help="At most this many images of each source.")] = None,  # noqa: UP045
+    variant: Annotated[
+        Optional[list[str]],  # noqa: UP045
+        typer.Option(help="Variant of the preset base, or dense for all dense ones; may be given several times."),
+    ] = None,
     weights_folder: WeightsOption = None,
 ) -> None:
     """Dice, IoU, surface Dice, found and false-find rates on a manifest's images."""
+    from MedZeroSegLib.evaluation.ablation import chosen_presets, evaluate_variants
     from MedZeroSegLib.evaluation.baseline import naive_segment
     from MedZeroSegLib.evaluation.run import evaluate_manifest as evaluate
     from MedZeroSegLib.pipeline import segment as segment_volume
     from MedZeroSegLib.presets import load_engine
 
-    engine = load_engine(preset, device, weights_folder)
-    summary = evaluate(
-        manifest,
-        split,
-        lambda volume, asked: segment_volume(volume, asked, preset, device, weights_folder),
-        output,
-        preset,
-        baseline=(lambda volume, asked: naive_segment(engine, volume, asked)) if baseline else None,
-        overlays=overlays,
-        limit=limit,
-    )
-    typer.echo(summary)
+    def measure(name: str, folder: Path) -> str:
+        engine = load_engine(name, device, weights_folder)
+        return evaluate(
+            manifest,
+            split,
+            lambda volume, asked: segment_volume(volume, asked, name, device, weights_folder),
+            folder,
+            name,
+            baseline=(lambda volume, asked: naive_segment(engine, volume, asked)) if baseline else None,
+            overlays=overlays,
+            limit=limit,
+        )
+
+    if variant:
+        typer.echo(evaluate_variants(chosen_presets(preset, variant), measure, output))
+    else:
+        typer.echo(measure(preset, output))
 
 
 @train_app.command("lite")
