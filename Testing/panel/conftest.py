@@ -28,6 +28,7 @@ class Panel:
         import application
 
         self.module, self.qapp, self._plan, self._pictures = module, qapp, plan, pictures
+        self.patience = PATIENCE
         self.parent = application.panel_parent()
         self.widget = module.MedZeroSegWidget(self.parent)
         self.widget.setup()
@@ -55,7 +56,7 @@ class Panel:
 
     def spin(self, until: Callable[[], bool]) -> None:
         """Let the window live until something is so."""
-        end = time.monotonic() + PATIENCE
+        end = time.monotonic() + self.patience
         while not until():
             self.qapp.processEvents()
             time.sleep(0.005)
@@ -161,6 +162,7 @@ def application(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     import MedZeroSeg
 
     yield MedZeroSeg, qapp
+    slicer.mrmlScene, slicer.modules = environment.scene, environment.modules  # others may have set theirs
     environment.close()
     for name, value in before.items():
         setattr(slicer, name, value)
