@@ -19,6 +19,7 @@ IDLE_S = 600.0  # seconds without a request after which the process leaves, with
 PROGRESS_S = 0.1  # between two events of progress of one kind
 
 Handler = Callable[[Mapping[str, Any], "Report"], Mapping[str, Any]]
+Inbox = queue.SimpleQueue[dict[str, Any]]
 
 
 class Cancelled(Exception):
@@ -75,11 +76,18 @@ class Channel:
             self.check(number)
             self._write(line)
 
-    def acknowledge(self, number: int) -> None:
+    def acknowledge(self, message: dict[str, Any], inbox: Inbox) -> None:
         """Say that a request has come, though the one before it may still have to come to its end."""
-        head: dict[str, Any] = {"id": number, "event": "progress"}
+        head: dict[str, Any] = {"id": message["id"], "event": "progress"}
         with self._lock:
             self._write(encode_line({**head, "fraction": 0.0, "seconds_left": None, "code": "starting", "values": {}}))
+            inbox.put(message)
+
+    def leave_if_idle(self, inbox: Inbox) -> None:
+        """End the process, unless a request has just been acknowledged."""
+        with self._lock:
+            if inbox.empty():
+                os._exit(0)
 
     def end(self, number: int, event: str, fields: Mapping[str, Any]) -> None:
         """Send the last event of a request, or that it was cancelled."""
@@ -106,13 +114,14 @@ def serve(handlers: Mapping[str, Handler], idle_s: float = IDLE_S) -> NoReturn:
         By command: takes the message and a report, returns the fields of "finished".
     """
     stdin, stdout = claim_streams()
-    channel, inbox = Channel(stdout), queue.SimpleQueue[dict[str, Any]]()
+    channel, inbox = Channel(stdout), Inbox()
     threading.Thread(target=_listen, args=(stdin, inbox, channel), daemon=True).start()
     while True:
         try:
             message = inbox.get(timeout=idle_s)
         except queue.Empty:
-            os._exit(0)
+            channel.leave_if_idle(inbox)
+            continue
         event, fields = _answer(message, handlers, Report(message["id"], channel))
         channel.end(message["id"], event, fields)
 
@@ -128,7 +137,7 @@ def claim_streams() -> tuple[BinaryIO, BinaryIO]:
     return stdin, stdout
 
 
-def _listen(stdin: BinaryIO, inbox: queue.SimpleQueue[dict[str, Any]], channel: Channel) -> None:
+def _listen(stdin: BinaryIO, inbox: Inbox, channel: Channel) -> None:
     """Take in messages while the main thread works; ends the process with the parent."""
     for line in stdin:
         message = decode_line(line)
@@ -142,8 +151,7 @@ def _listen(stdin: BinaryIO, inbox: queue.SimpleQueue[dict[str, Any]], channel: 
         if message is not None and message.get("cmd") == "cancel":
             channel.cancel(number)
         elif message is not None:
-            channel.acknowledge(number)
-            inbox.put(message)
+            channel.acknowledge(message, inbox)
     os._exit(0)
 
 

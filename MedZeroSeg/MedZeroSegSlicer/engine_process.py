@@ -244,7 +244,8 @@ class EngineProcess:
         request = self._current
         if request is None:
             return
-        not_begun = was_at_another or (process.has_answered and not request.answered)
+        left = process.has_answered or process.returncode == 0  # having had nothing to do for long
+        not_begun = was_at_another or (left and not request.answered)
         if not request.sent or (not_begun and request.sent == 1):
             self._send(request)
         else:

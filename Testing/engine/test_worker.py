@@ -414,14 +414,14 @@ def test_an_idle_process_leaves_and_the_next_request_starts_another(folder):
     engine = Engine(folder, "0.2")
     pid = engine.pid()
     wait_until_gone(pid, 3)
-    assert not engine.running
+    engine.spin(lambda: not engine.running)
     assert engine.pid() != pid
     engine.close()
 
 
 def test_a_request_that_meets_a_leaving_process_is_not_lost(folder):
-    engine = Engine(folder, "0.05")
-    for pause in (0.03, 0.045, 0.05, 0.055, 0.06):
+    engine = Engine(folder, "0.15")
+    for pause in (0.13, 0.145, 0.15, 0.155, 0.16):
         number = engine.ask(["work", "encoding", 0.01])
         engine.finish()
         assert engine.end_of(number)["event"] == "finished"
