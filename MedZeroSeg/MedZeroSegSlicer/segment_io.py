@@ -108,7 +108,7 @@ def write_segment(
     import slicer
 
     logic = slicer.vtkSlicerSegmentationsModuleLogic
-    inside = None if mask is None else np.asarray(mask) != 0
+    inside = None if mask is None else _as_bool(mask)
     if inside is None or not inside.any():
         logic.ClearSegment(segmentation_node, segment_id)
         return 0
@@ -162,10 +162,15 @@ def _box_image(segmentation_node: Any, volume_node: Any, inside: np.ndarray, box
         raise ValueError(f"the mask is {inside.shape} [k, j, i] and doesn't fill the box {box}")
     image = slicer.vtkOrientedImageData()
     image.SetExtent(list(box))
-    flat = np.ascontiguousarray(inside, np.uint8).ravel()
+    flat = np.ascontiguousarray(inside).view(np.uint8).ravel()  # bool; its bytes are 0 and 1
     image.GetPointData().SetScalars(numpy_to_vtk(flat, deep=True, array_type=vtk.VTK_UNSIGNED_CHAR))
     image.SetImageToWorldMatrix(slicer.util.vtkMatrixFromArray(_ijk_to_segmentation(segmentation_node, volume_node)))
     return image
+
+
+def _as_bool(mask: np.ndarray) -> np.ndarray:
+    """Where a mask isn't zero; bool masks are taken as they are, for each pass over a large one can be felt."""
+    return mask if mask.dtype == bool else mask != 0
 
 
 def _ijk_to_segmentation(segmentation_node: Any, volume_node: Any) -> np.ndarray:
@@ -220,7 +225,7 @@ def add_result(
     in_scene = volume_node.GetScene() is not None and volume_node.GetScene() is segmentation_node.GetScene()
     if not event["found"] or not in_scene:
         return None
-    inside = np.load(event["mask"], allow_pickle=False) != 0
+    inside = _as_bool(np.load(event["mask"], allow_pickle=False))
     box: Extent = tuple(event["box"])
     record = dict(event["provenance"])
     name = record.setdefault("name", event["name"])
