@@ -237,7 +237,8 @@ def add_result(
     if tight == EMPTY_EXTENT:
         return None
     inside, box = crop(inside, tight), _moved(tight, np.array(box[::2]))
-    record["mask_sha256"] = mask_sha256(inside, box)
+    if stay_out or "mask_sha256" not in record:  # else it is the engine's, of the same mask
+        record["mask_sha256"] = mask_sha256(inside, box)
     with _one_modification(segmentation_node):
         if earlier is not None:
             write_segment(segmentation_node, volume_node, earlier, inside, box)

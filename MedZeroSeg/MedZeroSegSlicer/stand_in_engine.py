@@ -17,7 +17,7 @@ import numpy as np
 if __name__ == "__main__":  # beside this folder in an installation, one level up in a working copy
     sys.path += [str(Path(__file__).parents[1]), str(Path(__file__).parents[2])]
 
-from MedZeroSegLib.extent import crop, mask_extent
+from MedZeroSegLib.extent import crop, mask_extent, mask_sha256
 from MedZeroSegLib.queries import Query, resolve
 from MedZeroSegLib.request_loop import Report, serve
 
@@ -55,6 +55,7 @@ def segment(message: Mapping[str, Any], report: Report, step: Step = lambda code
 def _fields(message: Mapping[str, Any], index: int, query: Query, mask: np.ndarray, image: str) -> dict[str, Any]:
     found = bool(mask.any())
     box = mask_extent(mask) if found else None
+    sha256 = mask_sha256(crop(mask, box), box) if box else ""
     path = Path(message["folder"]) / f"{index}.npy" if found else None
     if box is not None and path is not None:
         np.save(path, crop(mask, box).astype(np.uint8))
@@ -74,7 +75,12 @@ def _fields(message: Mapping[str, Any], index: int, query: Query, mask: np.ndarr
         "volume_ml": mask.sum() * voxel_ml,
         "warnings": query.warnings,
         "trained": query.structure is not None,
-        "provenance": {"typed": query.typed, "name": query.name, "volume_fingerprint": image},
+        "provenance": {
+            "typed": query.typed,
+            "name": query.name,
+            "volume_fingerprint": image,
+            "mask_sha256": sha256,
+        },
     }
 
 
