@@ -121,10 +121,9 @@ def _outcome_html(outcome: Outcome) -> str:
 
 
 def size_text(outcome: Outcome) -> str:
-    """Volume in ml with as many digits as it deserves, else the number of slices."""
+    """Volume in ml with as many digits as it deserves, else the number of slices; nothing in a picture."""
     if outcome.volume_ml is None:
-        text = _("1 slice") if outcome.slices == 1 else _("{count} slices")
-        return text.format(count=outcome.slices)
+        return _("{count} slices").format(count=outcome.slices) if outcome.slices > 1 else ""
     ml = outcome.volume_ml
     digits = 0 if ml >= 100 else 1 if ml >= 10 else 2
     return _("{volume} ml").format(volume=f"{ml:.{digits}f}")

@@ -83,6 +83,6 @@ def test_radiograph_gets_the_masks_of_the_command_line(real_panel):
     names = ["right lung", "left lung", "liver"]
     real_panel.run("; ".join(names))
     assert real_panel.phase == "done", real_panel.status
-    real_panel.picture("radiograph")
+    real_panel.picture("radiograph", height=730)
     assert_equal(real_panel, segment(volume, names))
     assert real_panel.segments[:2] == ["right lung", "left lung"]

@@ -84,6 +84,12 @@ def test_frame_of_a_sequence_is_told(panel, volume):
     assert "This is frame 3 of 4 of a sequence" in panel.ui.volumeLabel.text
 
 
+def test_panel_that_is_ready(volume, panel):
+    panel.type("liver; spleen\nRt kidney")
+    assert panel.ui.runButton.enabled and not panel.status
+    panel.picture("ready", height=520)
+
+
 def test_modality_can_be_corrected(volume, panel):
     assert panel.ui.modalityLabel.text == "probably CT, please check"
     panel.ui.modalitySelector.setCurrentIndex(2)
@@ -128,7 +134,7 @@ def test_cursor_stays_where_the_user_types(volume, panel):
 
 def test_click_on_an_offer_takes_it(volume, panel):
     panel.type("liver; left kidn; hello world")
-    panel.picture("names")
+    panel.picture("names", height=520)
     panel.ui.reviewList.itemClicked.emit(panel.ui.reviewList.item(2))
     assert panel.ui.promptsEdit.toPlainText().startswith("liver; left kidney ")
     assert panel.widget.parameters.prompts == panel.ui.promptsEdit.toPlainText()

@@ -250,7 +250,8 @@ def test_each_structure_has_its_score_and_size():
 
 def test_size_of_a_picture_is_not_in_ml():
     text = panel_state(after(segment("lung", ml=None, slices=1)))["measurementsLabel"].text
-    assert "1 slice" in text and "ml" not in text
+    assert "score 0.97" in text and "ml" not in text and "slice" not in text
+    assert "12 slices" in panel_state(after(segment("lung", ml=None)))["measurementsLabel"].text
 
 
 def test_warnings_stand_under_their_structure_and_cannot_be_markup():
