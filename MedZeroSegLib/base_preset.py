@@ -32,6 +32,8 @@ class ZeroShot:
         Whether the dual path has the paper's literal form.
     wording
         How a name is put into words.
+    several_axes
+        Whether volumes of nearly equal spacing are sliced along all their axes.
     rules
         How maps become saliency.
     """
@@ -43,6 +45,7 @@ class ZeroShot:
     explainer: str = ""
     literal: bool = False
     wording: Wording = Wording.ENSEMBLE
+    several_axes: bool = True
     rules: ZeroShotRules = ZeroShotRules()
 
 
@@ -57,6 +60,7 @@ VARIANTS: dict[str, ZeroShot] = {
     "literal-dpfem": replace(BASE, literal=True),
     "one-view": replace(BASE, views=1),
     "five-views": replace(BASE, views=5),
+    "one-axis": replace(BASE, several_axes=False),
     "all-slices": replace(BASE, rules=ZeroShotRules(gated=False)),
     "crf": replace(BASE, rules=ZeroShotRules(edges="crf")),
     "no-edges": replace(BASE, rules=ZeroShotRules(edges="none")),

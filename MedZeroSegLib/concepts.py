@@ -6,13 +6,14 @@ What a concept competes with is fixed by the vocabulary and the training, not by
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import cast
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from MedZeroSegLib.axes import on_cells_of
 from MedZeroSegLib.embeddings import EncodedVolume, Progress
 from MedZeroSegLib.intensity import in_hounsfield_units
 from MedZeroSegLib.presets import Engine
@@ -21,7 +22,7 @@ from MedZeroSegLib.saliency import Competition, Saliency, saliency_of
 from MedZeroSegLib.text_image.model import Scene, ZeroShotModel
 from MedZeroSegLib.vocabulary import confusions, may_overlap, vocabulary, wordings
 from MedZeroSegLib.volume import Volume
-from MedZeroSegLib.zero_shot import Against, Ground, draw, reliefs
+from MedZeroSegLib.zero_shot import Against, Ground, Relief, averaged, draw, reliefs
 
 LUNG_LEVEL_MAX = -300.0  # HU; structures whose window lies below are looked at in their own window
 
@@ -133,11 +134,27 @@ def _ask_trained(
 def _ask_zero_shot(
     encoded: EncodedVolume, concepts: Sequence[Concept], engine: Engine, texts: _Texts, tell: Progress
 ) -> list[Saliency]:
-    """Against rivals and negatives, on the scale of this volume."""
+    """Against rivals and negatives, on the scale of this volume, along all axes that it was encoded along."""
+    settings = engine.preset.zero_shot
+    assert settings is not None
+    found = _reliefs(encoded, concepts, engine, texts, tell)
+    for other in encoded.others:
+        along = _reliefs(other, concepts, engine, texts, tell)
+        maps = [None if relief is None else on_cells_of(encoded, other, relief.height) for relief in along]
+        found = [averaged(relief, more, encoded.body) for relief, more in zip(found, maps, strict=True)]
+    ground = Ground(encoded.body, encoded.pictures, encoded.cell_mm, encoded.distance_mm)
+    return [draw(relief, ground, settings.rules) for relief in found]
+
+
+def _reliefs(
+    encoded: EncodedVolume, concepts: Sequence[Concept], engine: Engine, texts: _Texts, tell: Progress
+) -> list[Relief | None]:
+    """Each concept's relief along one axis, whose plane the texts name."""
     model, settings, count = cast(ZeroShotModel, engine.text_image), engine.preset.zero_shot, len(encoded.keys.indices)
     assert settings is not None
     queries = []
     for concept in concepts:
+        concept = replace(concept, scene=replace(concept.scene, plane=encoded.frame.plane))
         own, *rivals = texts.rows_of(concept)
         negatives = [texts.add(vector) for vector in model.negatives(concept.kind, concept.scene)]
         queries.append(Against(own, tuple(rivals), tuple(negatives)))
@@ -148,8 +165,6 @@ def _ask_zero_shot(
         return model.maps(torch.from_numpy(np.ascontiguousarray(encoded.pixels[slab])), matrix[rows])
 
     whole = torch.from_numpy(encoded.summary).to(matrix) @ matrix.T if count else torch.zeros(0, len(matrix))
-    found = reliefs(
+    return reliefs(
         encoded.slabs(), maps_of, whole, queries, encoded.body, settings.rules, model.scale, model.contrastive
     )
-    ground = Ground(encoded.body, encoded.pictures, encoded.cell_mm, encoded.distance_mm)
-    return [draw(relief, ground, settings.rules) for relief in found]

@@ -50,6 +50,8 @@ class EncodedVolume:
         bool [n, cells, cells], the patient on the cells of the logit maps.
     body_mask
         bool [N, h, w] on all canonical slices.
+    others
+        The same volume along other axes, without the decoder's embedding.
     """
 
     frame: SliceFrame
@@ -61,6 +63,7 @@ class EncodedVolume:
     pictures: np.ndarray
     body: np.ndarray
     body_mask: np.ndarray
+    others: tuple[EncodedVolume, ...] = ()
 
     @property
     def distance_mm(self) -> float:
@@ -95,6 +98,7 @@ def encode_volume(
     size: int,
     progress: Progress | None = None,
     slices_at_once: int = SLAB_SLICES,
+    through: int | None = None,
 ) -> EncodedVolume:
     """Embed the key slices of a volume.
 
@@ -108,8 +112,10 @@ def encode_volume(
         Told "encoding" before the first slice and after each call of the model, with ``slice`` of ``slices`` done.
     slices_at_once
         Slices in one call of the model.
+    through
+        The axis that is sliced, where it isn't the volume's own: see ``slice_frame``.
     """
-    frame = slice_frame(volume)
+    frame = slice_frame(volume, through)
     shown = frame.forward(picture(volume, window))
     body = frame.forward(body_mask(volume))
     canvas = fit_canvas(shown.shape[1:], frame.spacing[1:], size)

@@ -23,6 +23,7 @@ from MedZeroSegLib.assembly import (
     sides_visible,
     take_side,
 )
+from MedZeroSegLib.axes import other_axes
 from MedZeroSegLib.canvas import fit_canvas
 from MedZeroSegLib.concepts import Concept, ask, concept_of
 from MedZeroSegLib.device import release_memory, slices_at_once
@@ -126,7 +127,8 @@ def segment(
     unique = list({concept.name: concept for concept in concepts.values()}.values())
     windows = list(dict.fromkeys(concept.window for concept in unique))
     missing = [window for window in windows if _key(volume, window, engine) not in _encoded]
-    tell("planned", 1.0, encodings=len(missing), slices=expected_slices(volume), names=len(unique))
+    encodings = len(missing) * len(_axes(volume, engine))
+    tell("planned", 1.0, encodings=encodings, slices=expected_slices(volume), names=len(unique))
     ready, done = ReadySegments(), 0
     for window in windows:
         asked = [concept for concept in unique if concept.window == window]
@@ -301,11 +303,24 @@ def encode(
     """Encoded volume from the cache of the last ones, or made now."""
     key = _key(volume, window, engine)
     if key not in _encoded:
-        _encoded[key] = _encode_fitting(volume, window, engine, progress)
+        tell, axes = progress or tell_nobody, _axes(volume, engine)
+        parts = [
+            _encode_fitting(volume, window, engine, _part_of(tell, n, len(axes)), axis) for n, axis in enumerate(axes)
+        ]
+        others = tuple(replace(part, coarse=part.coarse[:0]) for part in parts[1:])
+        _encoded[key] = replace(parts[0], others=others)
         while len(_encoded) > KEPT_VOLUMES:
             _encoded.popitem(last=False)
     _encoded.move_to_end(key)
     return _encoded[key]
+
+
+def _axes(volume: Volume, engine: Engine) -> tuple[int | None, ...]:
+    """The axes along which a volume is encoded: its own (None), and others where the preset looks along several."""
+    settings = engine.preset.zero_shot
+    if settings is None or not settings.several_axes:
+        return (None,)
+    return (None, *other_axes(volume, 2 - slice_frame(volume).permutation[0]))
 
 
 def forget_volumes() -> None:
@@ -329,13 +344,19 @@ def _key(volume: Volume, window: tuple[float, float] | None, engine: Engine) -> 
 
 
 def _encode_fitting(
-    volume: Volume, window: tuple[float, float] | None, engine: Engine, progress: Progress | None
+    volume: Volume,
+    window: tuple[float, float] | None,
+    engine: Engine,
+    progress: Progress,
+    through: int | None,
 ) -> EncodedVolume:
     """Encoded with as many slices at once as fit into the device's memory: half as many after each failure."""
     at_once = slices_at_once(engine.device)
     while True:
         try:
-            return encode_volume(volume, window, engine.decoder, engine.text_image, IMAGE_SIZE, progress, at_once)
+            return encode_volume(
+                volume, window, engine.decoder, engine.text_image, IMAGE_SIZE, progress, at_once, through
+            )
         except (MemoryError, RuntimeError) as problem:
             if not ran_out_of_memory(problem) or (at_once == 1 and not _encoded):
                 raise

@@ -51,8 +51,10 @@ class SliceFrame:
         return array[tuple(slice(None, None, -1 if flip else 1) for flip in self.flips)]
 
 
-def slice_frame(volume: Volume) -> SliceFrame:
+def slice_frame(volume: Volume, through: int | None = None) -> SliceFrame:
     """Choose the slicing plane and the radiological orientation of a volume.
+
+    ``through`` is the index axis (0 i, 1 j, 2 k) that runs through the slices, where it is given.
 
     A singleton axis is the slicing axis; else the axis of largest spacing when spacings differ by ``ANISOTROPY_MIN``
     or more; else the axis nearest to superior-inferior. A picture is taken as it is.
@@ -61,7 +63,8 @@ def slice_frame(volume: Volume) -> SliceFrame:
     if volume.dimension == 2:
         return SliceFrame((0, 1, 2), (False, False, False), "picture", (spacing[2], spacing[1], spacing[0]))
     directions = np.round(volume.ijk_to_lps[:3, :3] / np.array(spacing), DIRECTION_DIGITS).T  # unit vectors of i, j, k
-    through = max(_slicing_axes(volume), key=lambda axis: _nearness_to_superior(directions[axis]))
+    if through is None:
+        through = max(_slicing_axes(volume), key=lambda axis: _nearness_to_superior(directions[axis]))
     normal = directions[through]
     patient_axis = max(PLANES, key=lambda axis: (abs(normal[axis]), axis))
     (down, up), (right, left) = _orient(directions, through)

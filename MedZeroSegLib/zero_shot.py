@@ -7,7 +7,7 @@ at all is decided by its text against the others', which have one meaning for al
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -182,6 +182,14 @@ def reliefs(
         )
         for n, query in enumerate(queries)
     ]
+
+
+def averaged(relief: Relief | None, more: np.ndarray | None, body: np.ndarray) -> Relief | None:
+    """A relief with what slices along another axis say of the same places [n, s, s], on the volume's scale again."""
+    if relief is None or more is None:
+        return relief
+    height = standardised((relief.height + more) / 2, body)
+    return relief if height is None else replace(relief, height=height.astype(np.float32))
 
 
 def draw(relief: Relief | None, ground: Ground, rules: ZeroShotRules) -> Saliency:

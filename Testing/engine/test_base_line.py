@@ -167,6 +167,26 @@ def test_in_a_constant_volume_nothing_is_found(load, dimension):
         assert not segment.found and segment.score == 0 and segment.mask.shape == shape
 
 
+def test_a_volume_of_equal_spacing_is_looked_at_along_all_its_axes(load):
+    shape = (40, 36, 32)
+    truth = ellipsoid(shape, (24, 15, 17), (8, 7, 6))
+    voxels = np.full(shape, AIR, np.int16)
+    voxels[ellipsoid(shape, (20, 18, 16), (19, 17, 15))] = BODY
+    voxels[truth] = LIVER
+    volume = Volume(voxels.T, phantoms.lps_matrix((3.0, 3.0, 3.0)), "CT")
+    engine = load(cosine_engine())
+    (liver,) = pipeline.segment(volume, "liver", "base").segments
+    assert dice(liver.mask.T, truth) > 0.8
+    (encoded,) = pipeline._encoded.values()
+    assert {encoded.frame.plane, *(other.frame.plane for other in encoded.others)} == {"axial", "coronal", "sagittal"}
+    assert all(len(other.coarse) == 0 for other in encoded.others)
+    pipeline.forget_volumes()
+    once = replace(engine.preset, zero_shot=VARIANTS["one-axis"])
+    load(replace(engine, preset=once))
+    assert dice(pipeline.segment(volume, "liver", "base").segments[0].mask.T, truth) > 0.8
+    assert not next(iter(pipeline._encoded.values())).others
+
+
 def test_a_picture_is_segmented(load):
     load(cosine_engine({"lung": 0.25}, (0.55, 0.9)))
     shown = np.full((60, 80), 110, np.uint8)

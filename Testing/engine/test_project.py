@@ -33,6 +33,7 @@ FORBIDDEN = {
         (*STAGES, *CALLERS),
     ),
     **dict.fromkeys(("segment", "extent", "segment_tags", "writers", "seg_nrrd", "nifti_labels"), (*STAGES, *CALLERS)),
+    "axes": ("concepts", *CALLERS),
     "concepts": ("pipeline", "editing", "worker", "cohort", "cli", "evaluation", "training"),
     "pipeline": ("editing", "worker", "cohort", "cli", "evaluation", "training"),
     "presets": ("pipeline", "editing", "worker", "cohort", "cli", "evaluation", "training"),
