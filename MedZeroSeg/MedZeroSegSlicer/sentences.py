@@ -111,11 +111,11 @@ def _outcome_html(outcome: Outcome) -> str:
         text = _("not found, score {score}").format(score=f"{outcome.score:.2f}")
         return f'<tr><td></td><td>{name}</td><td align="right" colspan="2"><i>{text}</i></td></tr>'
     swatch = '<font color="#{:02x}{:02x}{:02x}">■</font>'.format(*outcome.color)
-    score = _("score {score}").format(score=f"{outcome.score:.2f}")
-    row = (
-        f'<tr><td width="14">{swatch}</td><td>{name}</td><td align="right">{score}</td>'
-        f'<td align="right">{html.escape(size_text(outcome))}</td></tr>'
-    )
+    size = html.escape(size_text(outcome))
+    cells = [_("score {score}").format(score=f"{outcome.score:.2f}"), *([size] if size else [])]
+    span = "" if size else ' colspan="2"'
+    row = f'<tr><td width="14">{swatch}</td><td>{name}</td>'
+    row += "".join(f'<td align="right"{span}>{cell}</td>' for cell in cells) + "</tr>"
     notes = (f'<tr><td></td><td colspan="3"><small>{html.escape(text)}</small></td></tr>' for text in outcome.warnings)
     return row + "".join(notes)
 
