@@ -25,7 +25,7 @@ from MedZeroSegSlicer.panel_state import Facts, panel_state, run_reason, volume_
 from MedZeroSegSlicer.preferences import preference, recent_lists, remember_list, set_preference
 from MedZeroSegSlicer.report import report_text
 from MedZeroSegSlicer.run_state import Phase, RunState
-from MedZeroSegSlicer.scene_choice import likely_volume, result_of
+from MedZeroSegSlicer.scene_choice import belongs_to, likely_volume, result_of
 from MedZeroSegSlicer.segmentation_run import SegmentationRun, Settings, worker_command
 from MedZeroSegSlicer.self_test import MedZeroSegTest
 from MedZeroSegSlicer.sentences import run_sentence
@@ -131,6 +131,7 @@ class MedZeroSegWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         self.addObserver(slicer.mrmlScene, slicer.mrmlScene.StartCloseEvent, self.onSceneStartClose)
         self.addObserver(slicer.mrmlScene, slicer.mrmlScene.EndCloseEvent, self.onSceneEndClose)
         self.addObserver(slicer.mrmlScene, slicer.mrmlScene.NodeAddedEvent, self.chooseVolume)
+        self.addObserver(slicer.mrmlScene, slicer.mrmlScene.EndImportEvent, self.chooseVolume)
         self.useParameters(self.logic.getParameterNode())
 
     def _connect(self) -> None:
@@ -169,8 +170,9 @@ class MedZeroSegWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         self.refresh()
 
     def chooseVolume(self, *_event: Any) -> None:
-        """Begin with an image that is there, or with the first one that comes."""
-        if self.parent.isEntered and self.parameters is not None and self.parameters.inputVolume is None:
+        """Begin with an image that is there, or with the first one that comes; a scene brings its own choice."""
+        asked = self.parent.isEntered and not slicer.mrmlScene.IsImporting()
+        if asked and self.parameters is not None and self.parameters.inputVolume is None:
             self.parameters.inputVolume = self.logic.likelyVolume()
 
     def exit(self) -> None:
@@ -214,7 +216,8 @@ class MedZeroSegWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         volume = self.parameters.inputVolume
         if volume is not self._volume:
             self._observeVolume(volume)
-            self.parameters.segmentation = result_of(volume) if volume else None
+            if volume is None or not belongs_to(self.parameters.segmentation, volume):
+                self.parameters.segmentation = result_of(volume) if volume else None
         if self.parameters.models is not self._models:
             self.examine()
         self.refresh()

@@ -17,15 +17,21 @@ def likely_volume(scene: Any, active_id: str | None) -> Any:
     return next(usable, volumes[0] if volumes else None)
 
 
+def belongs_to(segmentation: Any, volume: Any) -> bool:
+    """Whether a segmentation, or None, was made on a volume's grid."""
+    if segmentation is None:
+        return False
+    return segmentation.GetNodeReference(segmentation.GetReferenceImageGeometryReferenceRole()) is volume
+
+
 def result_of(volume: Any) -> Any:
     """The newest segmentation on a volume's grid that holds segments of ours; None without one."""
-    made = [node for node in _nodes(volume.GetScene(), "vtkMRMLSegmentationNode") if _holds_ours(node, volume)]
+    nodes = _nodes(volume.GetScene(), "vtkMRMLSegmentationNode")
+    made = [node for node in nodes if belongs_to(node, volume) and _holds_ours(node)]
     return made[-1] if made else None
 
 
-def _holds_ours(segmentation: Any, volume: Any) -> bool:
-    if segmentation.GetNodeReference(segmentation.GetReferenceImageGeometryReferenceRole()) is not volume:
-        return False
+def _holds_ours(segmentation: Any) -> bool:
     segments = segmentation.GetSegmentation()
     return any(provenance_of(segments.GetNthSegment(number)) for number in range(segments.GetNumberOfSegments()))
 

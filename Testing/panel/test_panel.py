@@ -313,11 +313,24 @@ def test_settings_stay_after_a_run_and_return_with_the_scene(volume, panel, modu
     slicer.mrmlScene.Clear()
     assert panel.ui.promptsEdit.toPlainText() == ""
     assert slicer.mrmlScene.Import()
-    panel.widget.useParameters(panel.logic.getParameterNode())
     parameters = panel.widget.parameters
     assert parameters.prompts == panel.ui.promptsEdit.toPlainText() == "Liver; spleen"
     assert parameters.modality is module.Modality.CT and parameters.device is module.Device.CPU and parameters.stayOut
     assert panel.ui.stayOutBox.checked and panel.ui.deviceSelector.currentText == "CPU"
+
+
+def test_scene_brings_its_own_choice_of_image_and_result(volume, panel, tmp_path):
+    other = phantom("Other")
+    mine = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLSegmentationNode", "drawn by hand")
+    mine.SetReferenceImageGeometryParameterFromVolumeNode(other)
+    panel.widget.parameters.inputVolume = other
+    panel.widget.parameters.segmentation = mine
+    slicer.mrmlScene.SetURL(str(tmp_path / "scene.mrml"))
+    assert slicer.mrmlScene.Commit()
+    slicer.mrmlScene.Clear()
+    assert slicer.mrmlScene.Import()
+    assert panel.widget.parameters.inputVolume.GetName() == "Other"
+    assert panel.widget.parameters.segmentation.GetName() == "drawn by hand"
 
 
 def test_weights_folder_is_remembered_for_the_machine(volume, panel, module, monkeypatch):
