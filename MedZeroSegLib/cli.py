@@ -266,7 +266,8 @@ def _run(volume: Volume, structures: str, preset: str, device: str, weights_fold
     from MedZeroSegLib.memory import require_memory
     from MedZeroSegLib.queries import resolve
 
-    require_memory(volume, len(resolve(structures)))  # before torch, whose import alone may fail for want of memory
+    # Before torch, whose import alone may fail for want of memory.
+    require_memory(volume, len(resolve(structures)), preset=preset)
     from MedZeroSegLib.pipeline import segment as segment_volume
 
     columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn())
