@@ -131,7 +131,7 @@ class MedZeroSegWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         self.addObserver(slicer.mrmlScene, slicer.mrmlScene.StartCloseEvent, self.onSceneStartClose)
         self.addObserver(slicer.mrmlScene, slicer.mrmlScene.EndCloseEvent, self.onSceneEndClose)
         self.addObserver(slicer.mrmlScene, slicer.mrmlScene.NodeAddedEvent, self.chooseVolume)
-        self.addObserver(slicer.mrmlScene, slicer.mrmlScene.EndImportEvent, self.chooseVolume)
+        self.addObserver(slicer.mrmlScene, slicer.mrmlScene.EndImportEvent, self.onSceneImported)
         self.useParameters(self.logic.getParameterNode())
 
     def _connect(self) -> None:
@@ -198,6 +198,12 @@ class MedZeroSegWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         """The scene is empty now."""
         if self.parent.isEntered:
             self.useParameters(self.logic.getParameterNode())
+
+    def onSceneImported(self, *_event: Any) -> None:
+        """A loaded scene changes the parameter node without telling, so that it is looked at anew."""
+        if self.parameters is not None:
+            self.useParameters(self.logic.getParameterNode())
+            self.chooseVolume()
 
     def useParameters(self, parameters: MedZeroSegParameterNode | None) -> None:
         """Show and change this parameter node from now on; None lets go of the present one."""
