@@ -78,6 +78,18 @@ def test_module_loads_where_it_was_laid_out(lay_out, tmp_path):
     assert len(told["imported"]) < MOST_MODULES
 
 
+def test_what_the_module_takes_from_the_library_needs_no_torch():
+    names = set()
+    for path in tracked("MedZeroSeg"):
+        if path.suffix == ".py":
+            text = (ROOT / path).read_text(encoding="utf-8")
+            names |= set(re.findall(r"^\s*from (MedZeroSegLib[\w.]*) import", text, re.MULTILINE))
+    code = f"import sys, {', '.join(sorted(names))}; print('torch' in sys.modules)"
+    run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert (run.returncode, run.stdout.strip()) == (0, "False"), run.stderr
+    assert len(names) > 5
+
+
 # The rules of the Extensions Index
 
 
