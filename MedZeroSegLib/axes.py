@@ -9,15 +9,15 @@ from MedZeroSegLib.embeddings import EncodedVolume
 from MedZeroSegLib.volume import Volume
 
 SPACING_RATIO_MAX = 2.5  # largest over smallest spacing; with thicker slices other axes show little
-SLICES_MIN = 16  # along an axis, for it to be worth slicing
+VOXELS_MIN = 16  # along every axis; thinner stacks show nothing across
 
 
 def other_axes(volume: Volume, through: int) -> tuple[int, ...]:
     """Index axes (0 i, 1 j, 2 k) besides ``through`` along which slices of the volume show it well too."""
     spacing = volume.spacing
-    if volume.dimension == 2 or max(spacing) >= SPACING_RATIO_MAX * min(spacing):
+    if min(volume.shape) < VOXELS_MIN or max(spacing) >= SPACING_RATIO_MAX * min(spacing):
         return ()
-    return tuple(axis for axis in range(3) if axis != through and volume.shape[2 - axis] >= SLICES_MIN)
+    return tuple(axis for axis in range(3) if axis != through)
 
 
 def on_cells_of(main: EncodedVolume, other: EncodedVolume, maps: np.ndarray) -> np.ndarray:

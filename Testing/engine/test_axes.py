@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from analytic import ellipsoid
 
-from MedZeroSegLib.axes import SLICES_MIN, on_cells_of, other_axes
+from MedZeroSegLib.axes import VOXELS_MIN, on_cells_of, other_axes
 from MedZeroSegLib.embeddings import EncodedVolume, encode_volume
 from MedZeroSegLib.mask_decoder.decoder import Embedding
 from MedZeroSegLib.slices import slice_frame
@@ -76,7 +76,7 @@ def test_thick_slices_thin_stacks_and_pictures_have_one_axis():
     plain = volume_of(next(phantoms.storages()))
     thick = Volume(plain.voxels, phantoms.lps_matrix((1.0, 1.0, 2.6)), "CT")
     assert other_axes(thick, 2) == ()
-    thin = Volume(plain.voxels[:, : SLICES_MIN - 1], phantoms.lps_matrix((1.0, 1.0, 1.0)), "CT")
-    assert other_axes(thin, 2) == (0,)
+    thin = Volume(plain.voxels[:, : VOXELS_MIN - 1], phantoms.lps_matrix((1.0, 1.0, 1.0)), "CT")
+    assert other_axes(thin, 2) == ()
     picture = Volume(plain.voxels[:1], np.eye(4), "X-ray", dimension=2)
     assert other_axes(picture, 2) == ()
