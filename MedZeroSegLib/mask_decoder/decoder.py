@@ -6,12 +6,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
+import torch
+from torch import Tensor, nn
+
 from MedZeroSegLib.errors import InputError
 
 if TYPE_CHECKING:
     import numpy as np
-    import torch
-    from torch import Tensor
 
     from MedZeroSegLib.canvas import Canvas
 
@@ -65,6 +66,32 @@ class MaskDecoder(Prompted, Protocol):
     def on(self, canvas: Canvas) -> Prompted:
         """The decoder for slices that lie on this canvas."""
         ...
+
+
+def draw_prompts(
+    prompt_encoder: nn.Module,
+    mask_decoder: nn.Module,
+    coarse: Tensor,
+    boxes: Tensor | None,
+    masks: Tensor | None,
+    points: tuple[Tensor, Tensor] | None,
+    several: bool,
+) -> tuple[Tensor, Tensor]:
+    """Segment Anything's two networks on m prompts, each on its own picture's embedding [m, 256, 64, 64] → logits
+    [m, c, s, s] and estimated IoU [m, c].
+
+    The published decoder takes one picture and adds its embedding to each prompt's dense embedding; with many pictures
+    the sum is made here.
+    """
+    sparse, dense = prompt_encoder(points=points, boxes=boxes, masks=masks)
+    logits, quality = mask_decoder(
+        image_embeddings=torch.zeros_like(coarse[:1]),
+        image_pe=prompt_encoder.get_dense_pe(),  # type: ignore[operator]
+        sparse_prompt_embeddings=sparse,
+        dense_prompt_embeddings=dense + coarse,
+        multimask_output=several,
+    )
+    return logits, quality
 
 
 def require_prompts(decoder: str, made_for: Sequence[str], asked: Sequence[str]) -> None:

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from MedZeroSegLib.canvas import Canvas
 from MedZeroSegLib.mask_decoder.cpu_graph import Graph, fastest_form
-from MedZeroSegLib.mask_decoder.decoder import BOX, MASK, Embedding
+from MedZeroSegLib.mask_decoder.decoder import BOX, MASK, Embedding, draw_prompts
 
 IMAGE_SIZE = 256  # pixels; the side of the encoder's square picture
 EMBEDDING_SIZE = 64  # cells a side of the image embedding
@@ -112,13 +112,7 @@ class PromptDecoder(nn.Module):
         self.prompt_encoder, self.mask_decoder = network.prompt_encoder, network.mask_decoder
 
     def forward(self, coarse: Tensor, boxes: Tensor, masks: Tensor | None) -> tuple[Tensor, Tensor]:
-        sparse, dense = self.prompt_encoder(points=None, boxes=boxes, masks=masks)
-        position = self.prompt_encoder.get_dense_pe()
-        # The published decoder takes one picture and adds its embedding to each prompt's dense embedding; with many
-        # pictures the sum is made here.
-        nothing = torch.zeros_like(coarse[:1])
-        logits, quality = self.mask_decoder(nothing, position, sparse, dense + coarse, multimask_output=False)
-        return logits, quality
+        return draw_prompts(self.prompt_encoder, self.mask_decoder, coarse, boxes, masks, None, several=False)
 
 
 class LiteMedSamModel:

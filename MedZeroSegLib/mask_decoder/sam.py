@@ -19,7 +19,7 @@ from torch import Tensor
 
 from MedZeroSegLib.canvas import Canvas
 from MedZeroSegLib.errors import InstallationError
-from MedZeroSegLib.mask_decoder.decoder import BOX, MASK, POINTS, Embedding, require_prompts
+from MedZeroSegLib.mask_decoder.decoder import BOX, MASK, POINTS, Embedding, draw_prompts, require_prompts
 
 PICTURE_SIZE = 1024  # pixels; the side of the encoder's square picture
 LOGITS_SIZE = 256  # pixels a side of mask prompts and answers
@@ -113,16 +113,7 @@ class SamModel:
         self, coarse: Tensor, boxes: Tensor | None, masks: Tensor | None, points: Points | None, several: bool
     ) -> tuple[Tensor, Tensor]:
         network = self.network
-        sparse, dense = network.prompt_encoder(points=points, boxes=boxes, masks=masks)
-        # The decoder takes one picture and adds its embedding to each prompt's dense embedding; with many pictures the
-        # sum is made here.
-        return network.mask_decoder(
-            image_embeddings=torch.zeros_like(coarse[:1]),
-            image_pe=network.prompt_encoder.get_dense_pe(),
-            sparse_prompt_embeddings=sparse,
-            dense_prompt_embeddings=dense + coarse,
-            multimask_output=several,
-        )
+        return draw_prompts(network.prompt_encoder, network.mask_decoder, coarse, boxes, masks, points, several)
 
 
 class MedSamModel(SamModel):
