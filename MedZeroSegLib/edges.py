@@ -6,8 +6,11 @@ MedCLIP-SAM; its kernels are computed here, because the usual package needs a co
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 from scipy import ndimage, sparse
+from scipy.special import expit
 
 GUIDED_RADIUS = 8  # pixels
 GUIDED_EPSILON = 1e-3  # of the picture's variance, 0..1 squared
@@ -15,6 +18,8 @@ NEAR_SIGMA, NEAR_WEIGHT = 3.0, 3.0  # pixels; the smoothness kernel
 WIDE_SIGMA, GREY_SIGMA, WIDE_WEIGHT = 60.0, 5.0, 5.0  # pixels, grey levels of each channel; the appearance kernel
 TEMPERATURE, FLOOR = 1.05, 1e-8  # of the unary energies
 GRID_STEP = 0.5  # of a standard deviation, between two points of the bilateral grid
+
+Kernel = Callable[[np.ndarray], np.ndarray]
 
 
 def guided_filter(guide: np.ndarray, values: np.ndarray) -> np.ndarray:
@@ -42,7 +47,7 @@ def dense_crf(grey: np.ndarray, probability: np.ndarray, iterations: int = 1) ->
         0..1.
     """
     energies = np.stack([_unary(1 - probability), _unary(probability)])
-    near, wide = _Near(probability.shape), _Wide(grey)
+    near, wide = near_kernel(probability.shape), appearance_kernel(grey)
     belief = _normalised(-energies)
     for _ in range(iterations):
         agreement = np.stack([NEAR_WEIGHT * near(one) + WIDE_WEIGHT * wide(one) for one in belief])
@@ -52,7 +57,7 @@ def dense_crf(grey: np.ndarray, probability: np.ndarray, iterations: int = 1) ->
 
 def _unary(probability: np.ndarray) -> np.ndarray:
     probability = probability.astype(np.float64)
-    return -np.log(probability + FLOOR) / (TEMPERATURE / (1 + np.exp(-probability)))
+    return -np.log(probability + FLOOR) / (TEMPERATURE * expit(probability))
 
 
 def _normalised(logits: np.ndarray) -> np.ndarray:
@@ -60,40 +65,31 @@ def _normalised(logits: np.ndarray) -> np.ndarray:
     return exponents / exponents.sum(0)
 
 
-class _Kernel:
-    """A Gaussian kernel K that is normalised from both sides: D^-½ K D^-½ with D the row sums of K."""
-
-    def __init__(self, shape: tuple[int, ...]) -> None:
-        ones = np.ones(shape)
-        self.roots = 1 / np.sqrt(np.maximum(self.apply(ones), FLOOR))
-
-    def apply(self, values: np.ndarray) -> np.ndarray:
-        raise NotImplementedError
-
-    def __call__(self, values: np.ndarray) -> np.ndarray:
-        return self.roots * self.apply(self.roots * values)
+def _balanced(kernel: Kernel, shape: tuple[int, ...]) -> Kernel:
+    """A kernel K normalised from both sides: D^-½ K D^-½ with D the row sums of K, for values of ``shape``."""
+    roots = 1 / np.sqrt(np.maximum(kernel(np.ones(shape)), FLOOR))
+    return lambda values: roots * kernel(roots * values)
 
 
-class _Near(_Kernel):
-    def apply(self, values: np.ndarray) -> np.ndarray:
-        return ndimage.gaussian_filter(values, NEAR_SIGMA, mode="constant")
+def near_kernel(shape: tuple[int, ...]) -> Kernel:
+    """The smoothness kernel, for values of ``shape``."""
+    return _balanced(lambda values: ndimage.gaussian_filter(values, NEAR_SIGMA, mode="constant"), shape)
 
 
-class _Wide(_Kernel):
-    """The appearance kernel on a bilateral grid (Chen, Paris, Durand 2007): row, column and grey level."""
+def appearance_kernel(grey: np.ndarray) -> Kernel:
+    """The appearance kernel of a picture on a bilateral grid, row, column and grey level (Chen, Paris, Durand 2007)."""
+    rows, columns = np.indices(grey.shape)
+    levels = grey.astype(np.float64) * np.sqrt(3) / GREY_SIGMA  # three equal channels
+    places = np.stack([rows.ravel() / WIDE_SIGMA, columns.ravel() / WIDE_SIGMA, levels.ravel()]) / GRID_STEP
+    grid = tuple(int(axis.max()) + 2 for axis in places)
+    weights = _interpolation(places, grid)
 
-    def __init__(self, grey: np.ndarray) -> None:
-        rows, columns = np.indices(grey.shape)
-        levels = grey.astype(np.float64) * np.sqrt(3) / GREY_SIGMA  # three equal channels
-        places = np.stack([rows.ravel() / WIDE_SIGMA, columns.ravel() / WIDE_SIGMA, levels.ravel()]) / GRID_STEP
-        self.shape = tuple(int(axis.max()) + 2 for axis in places)
-        self.weights = _interpolation(places, self.shape)
-        super().__init__(grey.shape)
-
-    def apply(self, values: np.ndarray) -> np.ndarray:
-        splatted = (self.weights.T @ values.ravel()).reshape(self.shape)
+    def kernel(values: np.ndarray) -> np.ndarray:
+        splatted = (weights.T @ values.ravel()).reshape(grid)
         blurred = ndimage.gaussian_filter(splatted, 1 / GRID_STEP, mode="constant")
-        return (self.weights @ blurred.ravel()).reshape(values.shape)
+        return (weights @ blurred.ravel()).reshape(values.shape)
+
+    return _balanced(kernel, grey.shape)
 
 
 def _interpolation(places: np.ndarray, shape: tuple[int, ...]) -> sparse.csr_matrix:

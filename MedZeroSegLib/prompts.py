@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from scipy import ndimage
+from scipy.special import logit
 
 MARGIN_SHARE, MARGIN_MIN, MARGIN_MAX = 0.10, 2.0, 15.0  # of the box's side; canvas pixels (method of tight boxes)
 AREA_MIN = 6  # cells; smaller parts keep the head's own mask
@@ -69,7 +70,7 @@ def box_around(part: np.ndarray, canvas_size: int) -> tuple[float, float, float,
 def mask_prompt(share: np.ndarray, part: np.ndarray) -> np.ndarray:
     """Logits of one part: the share's own, and strongly negative on the structure's other parts; float32 [s, s]."""
     clipped = np.clip(share.astype(np.float32), 1e-4, 1 - 1e-4)
-    logits = np.log(clipped / (1 - clipped))
+    logits = logit(clipped)
     other = (share >= 0.5) & ~ndimage.binary_dilation(part, iterations=2)
     return np.clip(np.where(other, -LOGIT_MAX, logits), -LOGIT_MAX, LOGIT_MAX)
 

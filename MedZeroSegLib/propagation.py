@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 import torch.nn.functional as F
+from scipy.special import expit
 from torch import Tensor
 
 from MedZeroSegLib.prompts import Prompt, mask_prompt, prompts_of
@@ -133,7 +134,7 @@ def _believed(candidate: np.ndarray, own: np.ndarray, part: np.ndarray, choice: 
 
 def _fuse(own: np.ndarray, candidate: np.ndarray, part: np.ndarray, others: np.ndarray, decoder_share: float) -> None:
     """Blend in place, on the part and what the decoder adds around it; other parts keep their own."""
-    seen = 1 / (1 + np.exp(-np.clip(candidate, -8, 8)))
+    seen = expit(np.clip(candidate, -8, 8))
     where = (part | (candidate > 0)) & ~others
     blended = (1 - decoder_share) * own.astype(np.float32) + decoder_share * seen
     own[where] = blended[where].astype(own.dtype)

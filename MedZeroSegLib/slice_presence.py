@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 from scipy import ndimage
+from scipy.special import expit
 
 SMOOTHING_MM = 5.0  # standard deviation along the slices
 STAY, STAY_MM = 0.95, 5.0  # probability that a slice is as the one before, at this distance
@@ -32,7 +33,7 @@ def presence(features: np.ndarray, distance_mm: float) -> tuple[np.ndarray, np.n
     sums = standard.sum(1)
     if len(sums) > 1:
         sums = ndimage.gaussian_filter1d(sums, SMOOTHING_MM / distance_mm, mode="nearest")
-    probability = 1 / (1 + np.exp(-sums / np.sqrt(features.shape[1])))  # as if the features were independent
+    probability = expit(sums / np.sqrt(features.shape[1]))  # as if the features were independent
     return probability, most_likely_run(probability, STAY ** (distance_mm / STAY_MM))
 
 

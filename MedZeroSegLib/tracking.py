@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 from scipy import ndimage
+from scipy.special import expit
 from torch import Tensor
 
 from MedZeroSegLib.candidates import candidate_score, soft_dice
@@ -52,7 +53,7 @@ class Drawn:
 
     @property
     def probability(self) -> np.ndarray:
-        return 1 / (1 + np.exp(-np.clip(self.logits, -LOGIT_MAX, LOGIT_MAX)))
+        return expit(np.clip(self.logits, -LOGIT_MAX, LOGIT_MAX))
 
 
 @dataclass

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from scipy import ndimage
+from scipy.special import expit, logit
 from torch import Tensor
 
 from MedZeroSegLib.edges import dense_crf, guided_filter
@@ -202,7 +203,7 @@ def draw(relief: Relief | None, ground: Ground, rules: ZeroShotRules) -> Salienc
     if relief is None:
         return Saliency(nothing, nothing > 0, np.zeros(count, np.float32))
     own = ground.body & ~relief.lost
-    share = _sigmoid(relief.height - RAISED) * own
+    share = expit(relief.height - RAISED) * own
     present = np.ones(count, bool)
     if rules.gated:
         _, present = presence(_features(relief, own), ground.distance_mm)
@@ -216,7 +217,7 @@ def draw(relief: Relief | None, ground: Ground, rules: ZeroShotRules) -> Salienc
     chosen = drawn[present][inside[present]]
     if not chosen.size or chosen.min() == chosen.max():
         return Saliency(nothing, nothing > 0, np.zeros(count, np.float32))
-    divided = _sigmoid(_logit(drawn) - _logit(np.array(_threshold(chosen, rules)))) * inside
+    divided = expit(_logit(drawn) - _logit(np.array(_threshold(chosen, rules)))) * inside
     divided[lost] = np.minimum(divided[lost], LOST_SHARE_MAX)
     return Saliency(
         divided.astype(np.float16), lost, np.where(present, np.maximum(relief.win, PRESENT_MIN), 0).astype(np.float32)
@@ -269,7 +270,7 @@ def _relief(
     height = scores[0] if len(scores) == 1 else standardised(np.mean(scores, 0), body)
     if height is None:
         return None
-    return Relief(height.astype(np.float32), lost, _sigmoid(scale * margin) if win is None else win, margin)
+    return Relief(height.astype(np.float32), lost, expit(scale * margin) if win is None else win, margin)
 
 
 def _features(relief: Relief, own: np.ndarray) -> np.ndarray:
@@ -309,10 +310,5 @@ def _enlarged(cells: np.ndarray, size: int) -> np.ndarray:
     return cells[:, index[:, None], index]
 
 
-def _sigmoid(values: np.ndarray) -> np.ndarray:
-    return 1 / (1 + np.exp(-np.clip(values, -30, 30)))
-
-
 def _logit(share: np.ndarray) -> np.ndarray:
-    clipped = np.clip(share, SHARE_EDGE, 1 - SHARE_EDGE)
-    return np.log(clipped / (1 - clipped))
+    return logit(np.clip(share, SHARE_EDGE, 1 - SHARE_EDGE))

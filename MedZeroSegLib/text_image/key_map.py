@@ -29,17 +29,12 @@ RENAMED = tuple(
         (r"text_model\.embeddings\.position_embedding\.", r"text.transformer.embeddings.position_embeddings."),
         (r"text_model\.embeddings\.token_type_embedding\.", r"text.transformer.embeddings.token_type_embeddings."),
         (r"text_model\.embeddings\.layer_norm\.", r"text.transformer.embeddings.LayerNorm."),
-        (
-            r"text_model\.encoder\.layers\.(\d+)\.self_attn\.q_proj\.",
-            r"text.transformer.encoder.layer.\1.attention.self.query.",
-        ),
-        (
-            r"text_model\.encoder\.layers\.(\d+)\.self_attn\.k_proj\.",
-            r"text.transformer.encoder.layer.\1.attention.self.key.",
-        ),
-        (
-            r"text_model\.encoder\.layers\.(\d+)\.self_attn\.v_proj\.",
-            r"text.transformer.encoder.layer.\1.attention.self.value.",
+        *(
+            (
+                rf"text_model\.encoder\.layers\.(\d+)\.self_attn\.{short}_proj\.",
+                rf"text.transformer.encoder.layer.\1.attention.self.{long}.",
+            )
+            for short, long in (("q", "query"), ("k", "key"), ("v", "value"))
         ),
         (
             r"text_model\.encoder\.layers\.(\d+)\.self_attn\.out_proj\.",

@@ -74,10 +74,10 @@ def test_both_kernels_are_what_all_pairs_of_pixels_give():
     values = rng.random(grey.shape)
     rows, columns = np.indices(grey.shape).reshape(2, -1).astype(float)
     near = brute_kernel(np.stack([rows, columns]) / edges.NEAR_SIGMA, values.ravel())
-    assert edges._Near(grey.shape)(values).ravel() == pytest.approx(near, abs=1e-3)
+    assert edges.near_kernel(grey.shape)(values).ravel() == pytest.approx(near, abs=1e-3)
     channels = np.repeat(grey.ravel()[None].astype(float), 3, 0) / edges.GREY_SIGMA
     wide = brute_kernel(np.concatenate([np.stack([rows, columns]) / edges.WIDE_SIGMA, channels]), values.ravel())
-    found = edges._Wide(grey)(values).ravel()
+    found = edges.appearance_kernel(grey)(values).ravel()
     assert np.abs(found - wide).max() < 0.05
     assert np.corrcoef(found, wide)[0, 1] > 0.98
 
@@ -92,7 +92,7 @@ def test_the_mean_field_step_is_the_published_one():
     background = -np.log(1 - p + 1e-8) / (1.05 * sigmoid(1 - p))
     foreground = -np.log(p + 1e-8) / (1.05 * sigmoid(p))
     q = sigmoid(background - foreground)
-    near, wide = edges._Near(grey.shape), edges._Wide(grey)
+    near, wide = edges.near_kernel(grey.shape), edges.appearance_kernel(grey)
     gain = 3 * (near(q) - near(1 - q)) + 5 * (wide(q) - wide(1 - q))
     assert dense_crf(grey, p) == pytest.approx(sigmoid(background - foreground + gain), abs=1e-9)
 
