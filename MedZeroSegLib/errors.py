@@ -25,3 +25,6 @@ class MemoryShortage(InstallationError):
     """The machine, or its graphics card, has too little memory for the run."""
 
     code = "memory"
+
+
+MEMORY_RAN_OUT = "The memory ran out: close other programs, crop the image or ask for fewer names."

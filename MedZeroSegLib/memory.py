@@ -12,7 +12,7 @@ from contextlib import contextmanager
 
 import psutil
 
-from MedZeroSegLib.errors import MemoryShortage
+from MedZeroSegLib.errors import MEMORY_RAN_OUT, MemoryShortage
 from MedZeroSegLib.volume import Volume
 
 # Measured peaks of the preset `lite` on a CPU: a radiograph 2.0 GB, 512 × 512 × 100 voxels with three names 2.6 GB.
@@ -69,9 +69,7 @@ def telling_shortage() -> Iterator[None]:
                 "The graphics card ran out of memory: choose the CPU as device, close other programs that use the "
                 "card, or crop the image."
             ) from problem
-        raise MemoryShortage(
-            "The memory ran out: close other programs, crop the image or ask for fewer names."
-        ) from problem
+        raise MemoryShortage(MEMORY_RAN_OUT) from problem
 
 
 def ran_out_of_memory(problem: BaseException) -> bool:

@@ -12,7 +12,7 @@ import traceback
 from collections.abc import Callable, Mapping
 from typing import Any, BinaryIO, NoReturn
 
-from MedZeroSegLib.errors import MedZeroSegError, MemoryShortage
+from MedZeroSegLib.errors import MEMORY_RAN_OUT, MedZeroSegError, MemoryShortage
 from MedZeroSegLib.protocol import ProtocolError, decode_line, encode_line, request_id
 
 IDLE_S = 600.0  # seconds without a request after which the process leaves, with the memory that it holds
@@ -170,8 +170,7 @@ def _answer(
     except MedZeroSegError as problem:
         return "error", {"code": problem.code, "message": str(problem)}
     except MemoryError:
-        sentence = "The memory ran out: close other programs, crop the image or ask for fewer names."
-        return "error", {"code": MemoryShortage.code, "message": sentence}
+        return "error", {"code": MemoryShortage.code, "message": MEMORY_RAN_OUT}
     except (Exception, SystemExit) as problem:
         traceback.print_exc()
         sentence = f"The engine failed inside ({type(problem).__name__}); its log says where. Try again, and report it."
