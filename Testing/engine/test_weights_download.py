@@ -337,14 +337,19 @@ def test_file_of_unknown_hash_is_fetched_only_when_its_hash_is_stated(tmp_path):
         store.locate("net")
 
 
+def with_words(folder: Path, address: str, files: dict[str, bytes]) -> WeightsStore:
+    """A store with a vocabulary whose hash nobody states, known by its words."""
+    listed = entry(files, {name: [f"{address}/{name}"] for name in files})
+    listed["files"][1] |= {"size": None, "sha256": None}
+    listed["files"][1]["words"] = {"count": 3, "first": "[PAD]", "includes": ["nephropathy"]}
+    return store_of(folder, {"net": listed})
+
+
 def test_a_list_of_words_without_a_hash_is_fetched_with_the_rest_by_one_command(tmp_path):
     words = b"[PAD]\nliver\nnephropathy\n"
     files = {"net.pth": BODY, "vocab.txt": words}
     with serving(files) as server:
-        listed = entry(files, {name: [f"{server.address}/{name}"] for name in files})
-        listed["files"][1] |= {"size": None, "sha256": None}
-        listed["files"][1]["words"] = {"count": 3, "first": "[PAD]", "includes": ["nephropathy"]}
-        store = store_of(tmp_path, {"net": listed})
+        store = with_words(tmp_path, server.address, files)
         store.fetch("tiny")
         assert store.locate("net") == store.root / "net"
         server.files["vocab.txt"] = words.replace(b"liver", b"##er")
@@ -356,10 +361,7 @@ def test_a_list_of_words_without_a_hash_is_fetched_with_the_rest_by_one_command(
 def test_a_page_in_place_of_a_list_of_words_is_refused(tmp_path):
     files = {"net.pth": BODY, "vocab.txt": b"bert\nwords\n"}
     with serving(files) as server:
-        listed = entry(files, {name: [f"{server.address}/{name}"] for name in files})
-        listed["files"][1] |= {"size": None, "sha256": None}
-        listed["files"][1]["words"] = {"count": 3, "first": "[PAD]", "includes": ["nephropathy"]}
-        store = store_of(tmp_path, {"net": listed})
+        store = with_words(tmp_path, server.address, files)
         with pytest.raises(InstallationError, match="2 different words instead of 3"):
             store.fetch("net")
         assert not (store.root / "net" / "vocab.txt").exists()

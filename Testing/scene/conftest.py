@@ -6,6 +6,7 @@ import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from mrml_scene import Environment, new_scene
@@ -27,6 +28,22 @@ def scene(application_scene: Environment) -> Iterator[object]:
     application_scene.scene.Clear()
     yield application_scene.scene
     application_scene.scene.Clear()
+
+
+@pytest.fixture
+def volume(scene: object) -> Any:
+    """A volume node in the scene."""
+    from scans import scan
+
+    return scan()
+
+
+@pytest.fixture
+def node(volume: Any) -> Any:
+    """The segmentation for the volume's results."""
+    from MedZeroSegSlicer.segment_io import create_segmentation
+
+    return create_segmentation(volume)
 
 
 @pytest.fixture

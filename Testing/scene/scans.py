@@ -50,6 +50,15 @@ def scan(ijk_to_ras: np.ndarray | None = None, shape: tuple[int, int, int] = SHA
     return slicer.util.addVolumeFromArray(voxels, grid() if ijk_to_ras is None else ijk_to_ras, name)
 
 
+def draw(node: Any, volume: Any, name: str, box: Extent, color: tuple[float, float, float] = (0.1, 0.2, 0.9)) -> str:
+    """A segment as a user paints it."""
+    from MedZeroSegSlicer.segment_io import write_segment
+
+    segment_id = node.GetSegmentation().AddEmptySegment("", name, color)
+    write_segment(node, volume, segment_id, crop(block(box), box), box)
+    return segment_id
+
+
 def l_shape(offset: int = 0, shape: tuple[int, int, int] = SHAPE) -> np.ndarray:
     """Arms of 7, 5 and 3 voxels that meet in a corner."""
     mask = np.zeros(shape, bool)

@@ -15,30 +15,27 @@ from MedZeroSegSlicer.segment_io import (
     write_segment,
 )
 from MedZeroSegSlicer.volumes import volume_stamp
-from scans import SHAPE, block, found, grid, l_shape, names_in, scan, slicer, tags_of, transform, turned, voxels_of
+from scans import (
+    SHAPE,
+    block,
+    draw,
+    found,
+    grid,
+    l_shape,
+    names_in,
+    scan,
+    slicer,
+    tags_of,
+    transform,
+    turned,
+    voxels_of,
+)
 
 from MedZeroSegLib.extent import Extent, crop
 
 KIDNEY = {"scheme": "SCT", "value": "64033007", "meaning": "Kidney"}
 LEFT = {"scheme": "SCT", "value": "7771000", "meaning": "Left"}
 BLOCK: Extent = (2, 8, 3, 9, 1, 5)
-
-
-@pytest.fixture
-def volume(scene):
-    return scan()
-
-
-@pytest.fixture
-def node(volume):
-    return create_segmentation(volume)
-
-
-def draw(node, volume, name: str, box: Extent, color=(0.1, 0.2, 0.9)) -> str:
-    """A segment as a user paints it."""
-    segment_id = node.GetSegmentation().AddEmptySegment("", name, color)
-    write_segment(node, volume, segment_id, crop(block(box), box), box)
-    return segment_id
 
 
 def paint(node, segment_id: str, value: int = 0) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from MedZeroSegSlicer.segment_io import SceneUndo, add_result, create_segmentation, write_segment
-from scans import SHAPE, block, found, l_shape, names_in, scan, tags_of, voxels_of
+from scans import SHAPE, block, draw, found, l_shape, names_in, tags_of, voxels_of
 
 from MedZeroSegLib.extent import Extent, crop
 
@@ -14,27 +14,10 @@ OTHER: Extent = (9, 15, 3, 9, 1, 5)
 
 
 @pytest.fixture
-def volume(scene):
-    return scan()
-
-
-@pytest.fixture
-def node(volume):
-    return create_segmentation(volume)
-
-
-@pytest.fixture
 def undo(node, volume):
     history = SceneUndo(node, volume)
     yield history
     history.close()
-
-
-def draw(node, volume, name: str, box: Extent) -> str:
-    """A segment as a user paints it."""
-    segment_id = node.GetSegmentation().AddEmptySegment("", name)
-    write_segment(node, volume, segment_id, crop(block(box), box), box)
-    return segment_id
 
 
 def run(undo, node, volume, folder, **masks) -> list[str]:
