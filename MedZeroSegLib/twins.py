@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 
 from MedZeroSegLib.segment import Segment
+from MedZeroSegLib.vocabulary import ANYWHERE, vocabulary
 
 SAME_MASK_DICE = 0.9  # two different names whose masks agree more than this get a warning
 
@@ -14,7 +15,8 @@ SAME_MASK_DICE = 0.9  # two different names whose masks agree more than this get
 class ReadySegments:
     """The segments that are ready, by their place among the names.
 
-    Two with different names and nearly the same mask get a warning each: one of them is likely wrong.
+    Two with different names and nearly the same mask get a warning each: one of them is likely wrong. A part may fill
+    its whole, as a left kidney does where no other is seen; a finding that fills its organ is told all the same.
     """
 
     def __init__(self) -> None:
@@ -42,4 +44,21 @@ class ReadySegments:
         enough = SAME_MASK_DICE * (self._sizes[a] + self._sizes[b])
         if first.name == second.name or 2 * min(self._sizes[a], self._sizes[b]) <= enough:  # settles most pairs
             return False
+        if _is_part(first, second) or _is_part(second, first):
+            return False
         return bool(2 * np.count_nonzero(first.mask & second.mask) > enough)
+
+
+def _is_part(part: Segment, whole: Segment) -> bool:
+    """Whether a segment's name is that of a part of another one's: of a side of it, or of what lies in it."""
+    sides = {segment.modifier for segment in (part, whole)} - {None}
+    one, other = _without_side(part), _without_side(whole)
+    structure = vocabulary().get(one)
+    if structure is None or len(sides) > 1:
+        return False
+    return one == other or (other in structure.parents and structure.kind not in ANYWHERE)
+
+
+def _without_side(segment: Segment) -> str:
+    side = segment.modifier.meaning.lower() if segment.modifier else ""
+    return segment.name.removeprefix(f"{side} ")

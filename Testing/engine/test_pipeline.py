@@ -264,6 +264,16 @@ def test_wordings_of_one_structure_and_a_side_of_it_are_no_twins(load):
     assert not any("same mask" in w for segment in found.values() for w in segment.warnings)
 
 
+def test_a_part_that_fills_its_whole_is_no_twin(load):
+    load(analytic_engine({"kidney": 0.6, "renal cortex": 0.6, "kidney tumor": 0.6}, {"kidney": ()}))
+    voxels = abdomen()
+    voxels[RIGHT_KIDNEY] = BODY
+    found = run(stored(voxels), "left kidney; kidney; renal cortex; kidney tumor")
+    assert np.array_equal(found["left kidney"].mask, found["kidney"].mask) and found["kidney"].found
+    told = {w for segment in found.values() for w in segment.warnings if "same mask" in w}
+    assert all("kidney tumor" in sentence for sentence in told) and len(told) == 3  # it fills what it may lie in
+
+
 def test_absent_structures_are_no_twins(load):
     load(analytic_engine({**BRIGHTNESS, "pancreas": 0.97}))
     found = run(stored(abdomen()), "spleen; pancreas")
