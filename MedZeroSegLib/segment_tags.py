@@ -6,7 +6,6 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
-from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
 
 from .extent import crop, mask_extent, mask_sha256
@@ -28,7 +27,8 @@ REGION_CONTEXT = "Anatomic codes - DICOM master list"
 def provenance_record(segment: Segment, segmentation: Segmentation) -> dict[str, Any]:
     """How a segment came about; JSON-able.
 
-    ``volume_fingerprint`` and ``mask_sha256`` tell later whether it is still what was made, of the same image.
+    ``volume_fingerprint`` and ``mask_sha256`` tell later whether it is still what was made, of the same image. It holds
+    no date, so that the same image, names and weights give the same file, byte for byte.
     """
     extent = mask_extent(segment.mask)
     return {
@@ -45,7 +45,6 @@ def provenance_record(segment: Segment, segmentation: Segmentation) -> dict[str,
         "device": segmentation.device,
         "volume_fingerprint": segmentation.volume.fingerprint,
         "mask_sha256": mask_sha256(crop(segment.mask, extent), extent),
-        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
     }
 
 

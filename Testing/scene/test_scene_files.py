@@ -71,7 +71,7 @@ def content(node, volume) -> list:
     for number in range(inner.GetNumberOfSegments()):
         segment, tags = inner.GetNthSegment(number), tags_of(inner.GetNthSegment(number))
         record = json.loads(tags.pop("MedZeroSeg.Provenance"))
-        del record["date"]
+        record.pop("date", None)  # of the scene only: files are the same each time
         voxels = voxels_of(node, inner.GetNthSegmentID(number), volume)
         told.append(
             (
