@@ -5,14 +5,16 @@ To the engine, "id" being a number that the module has not used before:
 
 - ``{"id", "cmd": "segment", "volume": {...}, "names": [...], "folder", "preset", "device", "weights_folder"}``
 - ``{"id", "cmd": "check", "preset", "device", "weights_folder"}``: do packages, weights and device work?
+- ``{"id", "cmd": "edit-start" | "edit" | "edit-end", ...}``: correcting by hand, see `edit_protocol`
 - ``{"id", "cmd": "forget"}``: free models and volumes
 - ``{"id", "cmd": "cancel"}``: of the request with that id; ``{"cmd": "exit"}``
 
 From the engine, with the request's id: any number of
 
 - "progress": ``fraction`` of the predicted time, ``seconds_left`` or null, ``code``, ``values``
-- "segment": see `worker.segment_fields`
+- "segment": see `delivery.segment_fields`
 - "result": ``line``, ``device``; the answer of "check"
+- "editing", "edited": see `edit_protocol`
 
 and then one of "finished", "cancelled" and "error" (``code`` of `ERROR_CODES`, ``message``: a sentence for the user).
 """
@@ -27,8 +29,8 @@ from types import MappingProxyType
 from typing import Any, TypeVar
 
 FINAL_EVENTS = ("finished", "cancelled", "error")
-EVENTS = ("progress", "segment", "result", *FINAL_EVENTS)
-ERROR_CODES = ("input", "installation", "memory", "worker-died", "internal")
+EVENTS = ("progress", "segment", "result", "editing", "edited", *FINAL_EVENTS)
+ERROR_CODES = ("input", "session", "installation", "memory", "worker-died", "internal")
 
 # Of the engine's process: UTF-8 whatever the system's language, no network, no usage statistics.
 ENVIRONMENT: Mapping[str, str] = MappingProxyType(
@@ -114,24 +116,24 @@ def decode_event(line: bytes) -> dict[str, Any] | None:
 
 def request_id(message: Mapping[str, Any]) -> int:
     """Raises ProtocolError where there is none."""
-    return _entry(message, "id", int)
+    return entry_of(message, "id", int)
 
 
 def read_check(message: Mapping[str, Any]) -> CheckRequest:
     """Raises ProtocolError."""
-    return CheckRequest(**_common(message))
+    return CheckRequest(**common_fields(message))
 
 
 def read_segment(message: Mapping[str, Any]) -> SegmentRequest:
     """Raises ProtocolError."""
-    names = _entry(message, "names", list)
+    names = entry_of(message, "names", list)
     if not all(isinstance(name, str) for name in names):
         raise ProtocolError("'names' holds something else than texts")
     return SegmentRequest(
-        **_common(message),
-        volume=_volume_file(_entry(message, "volume", dict)),
+        **common_fields(message),
+        volume=volume_file(entry_of(message, "volume", dict)),
         names=tuple(names),
-        folder=Path(_entry(message, "folder", str)),
+        folder=Path(entry_of(message, "folder", str)),
     )
 
 
@@ -144,44 +146,59 @@ def check_request(message: Mapping[str, Any]) -> None:
         read_check(message)
     elif command == "forget":
         request_id(message)
+    elif str(command).startswith("edit"):
+        from MedZeroSegLib.edit_protocol import EDIT_COMMANDS, check_edit_request
+
+        if command not in EDIT_COMMANDS:
+            raise ProtocolError(f"{command!r} is no request")
+        check_edit_request(message)
     else:
         raise ProtocolError(f"{command!r} is no request")
 
 
-def _common(message: Mapping[str, Any]) -> dict[str, Any]:
+def common_fields(message: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of `CheckRequest`; raises ProtocolError."""
     folder = message.get("weights_folder")
     if folder is not None and not isinstance(folder, str):
         raise ProtocolError("'weights_folder' is no text")
     return {
         "id": request_id(message),
-        "preset": _entry(message, "preset", str),
-        "device": _entry(message, "device", str),
+        "preset": entry_of(message, "preset", str),
+        "device": entry_of(message, "device", str),
         "weights_folder": Path(folder) if folder else None,
     }
 
 
-def _volume_file(entry: Mapping[str, Any]) -> VolumeFile:
-    matrix = _entry(entry, "ijk_to_lps", list)
+def volume_file(entry: Mapping[str, Any]) -> VolumeFile:
+    """Raises ProtocolError."""
+    rows = matrix_rows(entry)
+    modality = entry.get("modality")
+    if modality is not None and not isinstance(modality, str):
+        raise ProtocolError("'modality' is no text")
+    return VolumeFile(
+        voxels=Path(entry_of(entry, "voxels", str)),
+        ijk_to_lps=rows,
+        modality=modality,
+        modality_source=entry_of(entry, "modality_source", str) if modality else "guess",
+        dimension=entry_of(entry, "dimension", int),
+        calibrated=entry_of(entry, "calibrated", bool),
+    )
+
+
+def matrix_rows(entry: Mapping[str, Any]) -> tuple[tuple[float, ...], ...]:
+    """The rows of the 4×4 matrix "ijk_to_lps"; raises ProtocolError."""
+    matrix = entry_of(entry, "ijk_to_lps", list)
     try:
         rows = tuple(tuple(float(number) for number in row) for row in matrix)
     except (TypeError, ValueError) as problem:
         raise ProtocolError("'ijk_to_lps' holds something else than numbers") from problem
     if [len(row) for row in rows] != [4, 4, 4, 4]:
         raise ProtocolError("'ijk_to_lps' is no 4×4 matrix")
-    modality = entry.get("modality")
-    if modality is not None and not isinstance(modality, str):
-        raise ProtocolError("'modality' is no text")
-    return VolumeFile(
-        voxels=Path(_entry(entry, "voxels", str)),
-        ijk_to_lps=rows,
-        modality=modality,
-        modality_source=_entry(entry, "modality_source", str) if modality else "guess",
-        dimension=_entry(entry, "dimension", int),
-        calibrated=_entry(entry, "calibrated", bool),
-    )
+    return rows
 
 
-def _entry(message: Mapping[str, Any], key: str, kind: type[Value]) -> Value:
+def entry_of(message: Mapping[str, Any], key: str, kind: type[Value]) -> Value:
+    """The value of a key, which must be of this very type; raises ProtocolError."""
     value = message.get(key)
     if type(value) is not kind:
         raise ProtocolError(f"{key!r} is missing" if value is None else f"{key!r} is {value!r:.80}")

@@ -10,7 +10,6 @@ import sys
 import traceback
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import asdict
 from functools import lru_cache
 from pathlib import Path
 from types import ModuleType
@@ -20,13 +19,13 @@ if not __package__:  # started by its path: this folder's modules are no top-lev
     HERE = os.path.dirname(os.path.abspath(__file__))
     sys.path[:] = [os.path.dirname(HERE), *(path for path in sys.path if os.path.abspath(path or ".") != HERE)]
 
+from MedZeroSegLib.delivery import deliver
 from MedZeroSegLib.errors import InputError, InstallationError
-from MedZeroSegLib.protocol import ENVIRONMENT, CheckRequest, SegmentRequest, VolumeFile, read_check, read_segment
-from MedZeroSegLib.request_loop import IDLE_S, Cancelled, Report, serve
+from MedZeroSegLib.protocol import ENVIRONMENT, CheckRequest, VolumeFile, read_check, read_segment
+from MedZeroSegLib.request_loop import IDLE_S, Report, serve
 
 if TYPE_CHECKING:
-    from MedZeroSegLib.extent import Extent
-    from MedZeroSegLib.segment import Segment, Segmentation
+    from MedZeroSegLib.segment import Segment
     from MedZeroSegLib.volume import Volume
 
 NICENESS = 5  # the window that waits for the result comes first
@@ -48,12 +47,12 @@ def segment_volume(message: Mapping[str, Any], report: Report) -> dict[str, Any]
         shown = {} if stage == "planned" else values
         report.progress("preparing" if stage == "planned" else stage, fraction, seconds_left, **shown)
 
-    def deliver(_index: int, segment: Segment) -> None:
+    def hand_over(_index: int, segment: Segment) -> None:
         engine = pipeline.load_engine(request.preset, request.device, request.weights_folder)
-        _deliver(request, segment, pipeline.segmentation_of(volume, (segment,), engine, {}), report)
+        deliver(request, segment, pipeline.segmentation_of(volume, (segment,), engine, {}), report)
 
     result = pipeline.segment(
-        volume, request.names, request.preset, request.device, request.weights_folder, tell, deliver
+        volume, request.names, request.preset, request.device, request.weights_folder, tell, hand_over
     )
     remember_rates(rates_file(), setting, forecast.measured())
     return {
@@ -62,34 +61,6 @@ def segment_volume(message: Mapping[str, Any], report: Report) -> dict[str, Any]
         "weights": result.weights,
         "device": result.device,
         "version": result.version,
-    }
-
-
-def segment_fields(request: SegmentRequest, segment: Segment, segmentation: Segmentation) -> dict[str, Any]:
-    """Fields of the event "segment", but for ``mask``: path of the .npy with uint8 [k, j, i] of the box, or null.
-
-    ``index`` is the place among the request's names; ``box`` is i0, i1, j0, j1, k0, k1, inclusive, or null when the
-    structure was not found; ``code``, ``category`` and ``modifier`` are {"scheme", "value", "meaning"} or null;
-    ``color`` is 0..255; ``volume_ml`` is null where no mm are known or the image has no depth; ``provenance`` is what
-    `segment_tags.provenance_record` keeps in the scene.
-    """
-    from MedZeroSegLib.extent import mask_extent
-    from MedZeroSegLib.segment_tags import provenance_record
-
-    return {
-        "index": [name.strip() for name in request.names].index(segment.typed),
-        "typed": segment.typed,
-        "name": segment.name,
-        "found": segment.found,
-        "score": segment.score,
-        "box": mask_extent(segment.mask) if segment.found else None,
-        **{key: code and asdict(code) for key, code in _codes(segment).items()},
-        "color": segment.color,
-        "slices": segment.slices,
-        "volume_ml": segmentation.volume_ml(segment),
-        "warnings": segment.warnings,
-        "trained": segment.provenance["trained"],
-        "provenance": provenance_record(segment, segmentation),
     }
 
 
@@ -186,39 +157,6 @@ def _volume(entry: VolumeFile, _signature: tuple[int, int]) -> Volume:
         outside=reading.outside,
         warnings=reading.warnings,
     )
-
-
-def _deliver(request: SegmentRequest, segment: Segment, segmentation: Segmentation, report: Report) -> None:
-    """Write the mask, whole or not at all, and then tell of it."""
-    report.check()
-    fields = segment_fields(request, segment, segmentation)
-    mask = _write_mask(request.folder / f"{request.id}-{fields['index']}.npy", segment, fields["box"])
-    try:
-        report.event("segment", **fields, mask=mask and str(mask))
-    except Cancelled:
-        if mask is not None:
-            with suppress(OSError):
-                mask.unlink()
-        raise
-
-
-def _write_mask(file: Path, segment: Segment, box: Extent | None) -> Path | None:
-    import numpy as np
-
-    from MedZeroSegLib.extent import crop
-    from MedZeroSegLib.writers import replacing
-
-    if box is None:
-        return None
-    if not file.parent.is_dir():
-        raise InstallationError("The folder for the results has gone; press Segment again.")
-    with replacing(file) as stream:
-        np.save(stream, crop(segment.mask, box).astype(np.uint8), allow_pickle=False)
-    return file
-
-
-def _codes(segment: Segment) -> dict[str, Any]:
-    return {"code": segment.code, "category": segment.category, "modifier": segment.modifier}
 
 
 def main() -> NoReturn:

@@ -37,7 +37,7 @@ FORBIDDEN = {
     "concepts": ("pipeline", "editing", "worker", "cohort", "cli", "evaluation", "training"),
     "pipeline": ("editing", "worker", "cohort", "cli", "evaluation", "training"),
     "presets": ("pipeline", "editing", "worker", "cohort", "cli", "evaluation", "training"),
-    **dict.fromkeys(("protocol", "request_loop", "forecast"), (*STAGES, *CALLERS)),
+    **dict.fromkeys(("protocol", "request_loop", "delivery", "forecast"), (*STAGES, *CALLERS)),
 }
 WITH_TORCH = (
     "canvas",
@@ -55,8 +55,8 @@ WITH_TORCH = (
     "evaluation.baseline",
 )
 LIGHT = (
-    "", ".queries", ".vocabulary", ".protocol", ".modality", ".segment_tags", ".volume_io", ".writers", ".worker",
-    ".forecast",
+    "", ".queries", ".vocabulary", ".protocol", ".modality", ".segment_tags", ".volume_io", ".writers", ".delivery",
+    ".worker", ".forecast",
 )  # fmt: skip
 HEAVY = ("torch", "torchvision", "timm", "transformers", "open_clip", "matplotlib", "slicer", "qt", "ctk", "vtk")
 

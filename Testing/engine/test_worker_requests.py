@@ -13,7 +13,7 @@ import pytest
 import SimpleITK as sitk
 from analytic import CANVAS, analytic_engine, ellipsoid
 
-from MedZeroSegLib import pipeline, read_volume, worker
+from MedZeroSegLib import delivery, pipeline, read_volume, worker
 from MedZeroSegLib.errors import InputError, InstallationError
 from MedZeroSegLib.extent import crop, mask_extent, mask_sha256
 from MedZeroSegLib.protocol import decode_event
@@ -181,7 +181,7 @@ def test_after_cancel_nothing_is_sent_and_no_mask_is_left(models, message, code)
 
 
 def test_a_mask_that_was_written_while_cancel_came_is_removed(models, message, monkeypatch):
-    answers, write = Answers(), worker._write_mask
+    answers, write = Answers(), delivery.write_mask
 
     def write_and_cancel(*arguments: Any) -> Any:
         path = write(*arguments)
@@ -189,7 +189,7 @@ def test_a_mask_that_was_written_while_cancel_came_is_removed(models, message, m
         answers.channel.cancel(7)
         return path
 
-    monkeypatch.setattr(worker, "_write_mask", write_and_cancel)
+    monkeypatch.setattr(delivery, "write_mask", write_and_cancel)
     with pytest.raises(Cancelled):
         answers.to(worker.segment_volume, message)
     assert answers.segments == [] and list(Path(message["folder"]).iterdir()) == []

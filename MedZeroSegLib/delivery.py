@@ -1,0 +1,72 @@
+"""A segment on its way out of the engine's process: its mask as a file of its box, then the event that tells of it.
+Needs no PyTorch."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from dataclasses import asdict
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from MedZeroSegLib.errors import InstallationError
+from MedZeroSegLib.extent import Extent, crop, mask_extent
+from MedZeroSegLib.protocol import SegmentRequest
+from MedZeroSegLib.request_loop import Cancelled, Report
+from MedZeroSegLib.segment import Segment, Segmentation
+from MedZeroSegLib.segment_tags import provenance_record
+from MedZeroSegLib.writers import replacing
+
+
+def deliver(request: SegmentRequest, segment: Segment, segmentation: Segmentation, report: Report) -> None:
+    """Write the mask, whole or not at all, and then tell of it; raises Cancelled, and then there is no mask."""
+    report.check()
+    fields = segment_fields(request, segment, segmentation)
+    mask = write_mask(request.folder / f"{request.id}-{fields['index']}.npy", segment, fields["box"])
+    try:
+        report.event("segment", **fields, mask=mask and str(mask))
+    except Cancelled:
+        if mask is not None:
+            with suppress(OSError):
+                mask.unlink()
+        raise
+
+
+def segment_fields(request: SegmentRequest, segment: Segment, segmentation: Segmentation) -> dict[str, Any]:
+    """Fields of the event "segment", but for ``mask``: path of the .npy with uint8 [k, j, i] of the box, or null.
+
+    ``index`` is the place among the request's names; ``box`` is i0, i1, j0, j1, k0, k1, inclusive, or null when the
+    structure was not found; ``code``, ``category`` and ``modifier`` are {"scheme", "value", "meaning"} or null;
+    ``color`` is 0..255; ``volume_ml`` is null where no mm are known or the image has no depth; ``provenance`` is what
+    `segment_tags.provenance_record` keeps, with the date.
+    """
+    date = datetime.now(timezone.utc).isoformat(timespec="seconds")
+    codes = {"code": segment.code, "category": segment.category, "modifier": segment.modifier}
+    return {
+        "index": [name.strip() for name in request.names].index(segment.typed),
+        "typed": segment.typed,
+        "name": segment.name,
+        "found": segment.found,
+        "score": segment.score,
+        "box": mask_extent(segment.mask) if segment.found else None,
+        **{key: code and asdict(code) for key, code in codes.items()},
+        "color": segment.color,
+        "slices": segment.slices,
+        "volume_ml": segmentation.volume_ml(segment),
+        "warnings": segment.warnings,
+        "trained": segment.provenance["trained"],
+        "provenance": {**provenance_record(segment, segmentation), "date": date},
+    }
+
+
+def write_mask(file: Path, segment: Segment, box: Extent | None) -> Path | None:
+    """The .npy of a segment's box; None where it has none. Raises InstallationError where the folder has gone."""
+    if box is None:
+        return None
+    if not file.parent.is_dir():
+        raise InstallationError("The folder for the results has gone; press Segment again.")
+    with replacing(file) as stream:
+        np.save(stream, crop(segment.mask, box).astype(np.uint8), allow_pickle=False)
+    return file
