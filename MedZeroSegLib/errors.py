@@ -17,6 +17,12 @@ class InputError(MedZeroSegError):
     code = "input"
 
 
+class SessionLost(InputError):
+    """The correction that a request is about isn't known any more; it has to be opened again with the mask as it is."""
+
+    code = "session"
+
+
 class InstallationError(MedZeroSegError):
     """The machine or the installation is at fault: weights, device, memory, a missing package."""
 
