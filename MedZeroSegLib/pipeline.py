@@ -26,11 +26,13 @@ from MedZeroSegLib.assembly import (
 from MedZeroSegLib.axes import other_axes
 from MedZeroSegLib.canvas import fit_canvas
 from MedZeroSegLib.concepts import Concept, ask, concept_of
+from MedZeroSegLib.confidence import Confidence, Measured, confidence_of, measure
 from MedZeroSegLib.device import release_memory, slices_at_once
 from MedZeroSegLib.embeddings import EncodedVolume, Progress, encode_volume, expected_slices
 from MedZeroSegLib.mask_decoder.decoder import Prompted
 from MedZeroSegLib.mask_decoder.lite_medsam import IMAGE_SIZE
 from MedZeroSegLib.memory import ran_out_of_memory, require_memory, telling_shortage
+from MedZeroSegLib.presence import presence_features
 from MedZeroSegLib.presets import Engine, load_engine
 from MedZeroSegLib.propagation import Refined, refine
 from MedZeroSegLib.queries import Query, resolve
@@ -122,6 +124,18 @@ def segment(
     tell("loading", 0.0)
     with clock.stage("loading"):
         engine = load_engine(preset, device, weights_folder)
+    return segment_with(engine, volume, queries, clock, tell, on_segment)
+
+
+def segment_with(
+    engine: Engine,
+    volume: Volume,
+    queries: Sequence[Query],
+    clock: Clock,
+    tell: Progress,
+    on_segment: OnSegment | None = None,
+) -> Segmentation:
+    """The same with loaded models, for names that have been resolved; see ``segment``."""
     plane = slice_frame(volume).plane
     concepts = {query.name: concept_of(query, engine, volume, plane) for query in queries}
     unique = list({concept.name: concept for concept in concepts.values()}.values())
@@ -179,23 +193,28 @@ def _part_of(tell: Progress, number: int, count: int, name: str | None = None) -
 
 
 @dataclass(frozen=True)
-class _Whole:
-    """One concept on all canonical slices, both sides together, and how it came about."""
+class Whole:
+    """One concept on all canonical slices, both sides together, and how it came about; without ``refined`` it wasn't
+    drawn, being absent."""
 
     encoded: EncodedVolume
     mask: np.ndarray
     score: float
     found: bool
+    saliency: Saliency
     refined: Refined | None
 
 
-def _whole(encoded: EncodedVolume, concept: Concept, saliency: Saliency, engine: Engine, tell: Progress) -> _Whole:
-    """Presence, decoding, choice and components of one concept."""
-    preset = engine.preset
-    needed = preset.found_min if concept.trained else preset.found_min_untrained
+def _whole(encoded: EncodedVolume, concept: Concept, saliency: Saliency, engine: Engine, tell: Progress) -> Whole:
     tell("segmenting", 0.0)
-    if saliency.score < needed:
-        return _Whole(encoded, np.zeros(encoded.body_mask.shape, bool), saliency.score, False, None)
+    if not _is_there(encoded, concept, saliency, engine):
+        return Whole(encoded, np.zeros(encoded.body_mask.shape, bool), saliency.score, False, saliency, None)
+    return draw(encoded, concept, saliency, engine, tell)
+
+
+def draw(encoded: EncodedVolume, concept: Concept, saliency: Saliency, engine: Engine, tell: Progress) -> Whole:
+    """Decoding, choice and components of one concept that is believed to be there."""
+    preset = engine.preset
     distance = encoded.frame.spacing[0] * encoded.keys.step
     smoothed = replace(saliency, share=smooth_across(saliency.share, distance, preset.smooth_mm))
     present = saliency.evidence >= preset.slice_min
@@ -210,7 +229,16 @@ def _whole(encoded: EncodedVolume, concept: Concept, saliency: Saliency, engine:
     tell("segmenting", (1 + DECODING_SHARE) / 2)
     mask = keep_parts(mask if concept.ring else fill_holes(mask), concept.parts)
     tell("segmenting", 1.0)
-    return _Whole(encoded, mask, saliency.score, bool(mask.any()), refined)
+    return Whole(encoded, mask, saliency.score, bool(mask.any()), saliency, refined)
+
+
+def _is_there(encoded: EncodedVolume, concept: Concept, saliency: Saliency, engine: Engine) -> bool:
+    """Whether the concept is in the image: calibrated where it was trained, else by the evidence alone."""
+    preset = engine.preset
+    if engine.calibration is not None and concept.trained:
+        features = presence_features(saliency, encoded.body, preset.slice_min)
+        return engine.calibration.is_found(concept.name, features)
+    return saliency.score >= (preset.found_min if concept.trained else preset.found_min_untrained)
 
 
 class _TellingDecoder:
@@ -246,16 +274,24 @@ def _telling(
     return coarse_of, _TellingDecoder(engine.decoder.on(encoded.canvas), tell_place)
 
 
-def _segment(volume: Volume, query: Query, concept: Concept, whole: _Whole, engine: Engine) -> Segment:
-    mask, warnings = whole.mask, list(query.warnings)
-    if query.side and whole.found and not sides_visible(whole.encoded.frame, len(mask)):
-        warnings.append(f"A single sagittal slice doesn't tell left from right: {concept.name} is shown whole.")
-    elif query.side and whole.found:
-        position = leftness(volume, whole.encoded.frame)
-        midline = midline_of(whole.encoded.body_mask, position, mask)
-        mask = take_side(mask, position, midline, query.side)
-        if not midline.certain:
-            warnings.append(f"The side of {query.name} was taken from the middle of the image; check it.")
+def asked_side(volume: Volume, query: Query, whole: Whole) -> tuple[np.ndarray, tuple[str, ...]]:
+    """The part of a concept that a query asks for, bool [N, h, w], and what the user must know of its side."""
+    mask = whole.mask
+    if not query.side or not whole.found:
+        return mask, ()
+    if not sides_visible(whole.encoded.frame, len(mask)):
+        name = query.structure.name if query.structure else query.name
+        return mask, (f"A single sagittal slice doesn't tell left from right: {name} is shown whole.",)
+    position = leftness(volume, whole.encoded.frame)
+    midline = midline_of(whole.encoded.body_mask, position, mask)
+    mask = take_side(mask, position, midline, query.side)
+    doubt = f"The side of {query.name} was taken from the middle of the image; check it."
+    return mask, () if midline.certain else (doubt,)
+
+
+def _segment(volume: Volume, query: Query, concept: Concept, whole: Whole, engine: Engine) -> Segment:
+    mask, side_warnings = asked_side(volume, query, whole)
+    warnings = [*query.warnings, *side_warnings]
     found = bool(mask.any())
     warnings += engine.text_image.text_remarks(concept.wordings, concept.scene)
     if not concept.trained and engine.text_image.card.concepts:
@@ -264,6 +300,7 @@ def _segment(volume: Volume, query: Query, concept: Concept, whole: _Whole, engi
         warnings.append(f"{query.typed!r} isn't a known name; did you mean {' or '.join(query.suggestions)}?")
     if query.structure and volume.modality != "other" and volume.modality not in query.structure.modalities:
         warnings.append(f"{query.name} is seldom seen in {volume.modality}.")
+    confidence = _confidence(volume, query, concept, whole, mask, engine) if found else None
     return Segment(
         typed=query.typed,
         name=query.name,
@@ -276,11 +313,43 @@ def _segment(volume: Volume, query: Query, concept: Concept, whole: _Whole, engi
         color=query.color,
         slices=int(mask.any(axis=(1, 2)).sum()),
         warnings=tuple(warnings),
-        provenance=_provenance(query, concept, whole, engine),
+        provenance=_provenance(query, concept, whole, confidence, engine),
+        confidence=confidence,
     )
 
 
-def _provenance(query: Query, concept: Concept, whole: _Whole, engine: Engine) -> dict[str, Any]:
+def _confidence(
+    volume: Volume, query: Query, concept: Concept, whole: Whole, mask: np.ndarray, engine: Engine
+) -> Confidence | None:
+    """How far a found segment can be trusted, where the preset knows; ``mask`` bool [N, h, w] is final."""
+    if engine.calibration is None:
+        return None
+    measured = measured_segment(volume, query, concept, whole, mask)
+    if measured is None or whole.refined is None:
+        return None
+    return confidence_of(
+        concept.name, measured, mask, whole.encoded, whole.saliency, whole.refined, engine.calibration
+    )
+
+
+def measured_segment(
+    volume: Volume, query: Query, concept: Concept, whole: Whole, mask: np.ndarray
+) -> Measured | None:
+    """What the calibration judges a segment by, None for one that no key slice holds."""
+    if whole.refined is None:
+        return None
+    expected = query.structure.modalities if query.structure else ()
+    facts = {
+        "trained": float(concept.trained),
+        "guessed": float(volume.modality_source == "guess"),
+        "unusual": float(bool(expected) and volume.modality not in expected),
+    }
+    return measure(mask, whole.encoded, whole.saliency, whole.refined, facts)
+
+
+def _provenance(
+    query: Query, concept: Concept, whole: Whole, confidence: Confidence | None, engine: Engine
+) -> dict[str, Any]:
     refined = whole.refined
     return {
         "typed": query.typed,
@@ -292,6 +361,7 @@ def _provenance(query: Query, concept: Concept, whole: _Whole, engine: Engine) -
         "weights": {record["name"]: record["sha256"] for record in engine.weights},
         "version": __version__,
         "evidence": round(whole.score, 4),
+        "expected_dice": None if confidence is None else round(confidence.expected_dice, 3),
         "parts_prompted": refined.kept if refined else 0,
         "parts_drawn_by_decoder": refined.decoded if refined else 0,
     }

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from MedZeroSegLib.base_preset import BASE, VARIANTS, ZeroShot, load_zero_shot
+from MedZeroSegLib.calibration import Calibration, calibration_of
 from MedZeroSegLib.errors import InputError
 from MedZeroSegLib.propagation import Choice
 from MedZeroSegLib.weights import WeightsStore, cache_folder, load_state, weights_store
@@ -67,7 +68,7 @@ ZERO_SHOT_NOTE = "The preset {name} was never shown masks: every result is a try
 
 @dataclass(frozen=True)
 class Engine:
-    """A preset's models, loaded on a device, and the files that they came from."""
+    """A preset's models, loaded on a device, the files that they came from, and what their answers are worth."""
 
     preset: Preset
     text_image: TextImageModel
@@ -75,6 +76,7 @@ class Engine:
     device: str
     weights: tuple[dict[str, str], ...]
     warnings: tuple[str, ...]
+    calibration: Calibration | None = None
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -148,4 +150,4 @@ def _load_lite(preset: Preset, device: str, store: WeightsStore, passed_over: tu
             "licence": preset.licence,
         },
     )
-    return Engine(preset, text_image, decoder, device, records, passed_over)
+    return Engine(preset, text_image, decoder, device, records, passed_over, calibration_of(preset.name))

@@ -50,11 +50,23 @@ class Choice:
 
 @dataclass(frozen=True)
 class Refined:
-    """Probability of one structure on the canvas, float16 [n, size, size], and how many parts the decoder drew."""
+    """Probability of one structure on the canvas and how it came about.
+
+    Attributes
+    ----------
+    probability
+        float16 [n, size, size].
+    decoded, kept
+        Parts that the decoder drew, and parts that it was asked for.
+    agreement
+        float32 [n]: soft Dice between the decoder's answers and the saliency, the mean over a slice's parts by area,
+        whether they were believed or not; NaN where the decoder wasn't asked. None where it isn't known.
+    """
 
     probability: np.ndarray
     decoded: int
     kept: int
+    agreement: np.ndarray | None = None
 
 
 def refine(
@@ -84,6 +96,7 @@ def refine(
         )
     ]
     probability = _enlarge(saliency.share, size)
+    agreed, areas = np.zeros((2, len(probability)), np.float32)
     decoded = 0
     for start in range(0, len(prompts), PROMPTS_A_CALL):
         batch = prompts[start : start + PROMPTS_A_CALL]
@@ -93,11 +106,15 @@ def refine(
             own = probability[prompt.slice_index]
             everything = saliency.share[prompt.slice_index] >= FOUND_SHARE_MIN
             part, others = _enlarge(np.stack((prompt.part, everything & ~prompt.part)), size) > 0.5
-            if _believed(candidate, own.astype(np.float32), part, choice):
+            agreement = _agreement(candidate, own, part)
+            agreed[prompt.slice_index] += agreement * prompt.part.sum()
+            areas[prompt.slice_index] += prompt.part.sum()
+            if _believed(candidate, part, agreement, choice):
                 decoded += 1
                 _fuse(own, candidate, part, others, choice.decoder_share)
     _leave_to_rivals(probability, saliency, present)
-    return Refined(probability, decoded, len(prompts))
+    with np.errstate(invalid="ignore"):
+        return Refined(probability, decoded, len(prompts), agreed / areas)
 
 
 def _leave_to_rivals(probability: np.ndarray, saliency: Saliency, present: np.ndarray) -> None:
@@ -120,13 +137,20 @@ def _decode(
     return logits[:, 0].float().cpu().numpy()
 
 
-def _believed(candidate: np.ndarray, own: np.ndarray, part: np.ndarray, choice: Choice) -> bool:
-    """Whether the candidate's logits [size, size] agree with the part's shares and its area."""
+def _agreement(candidate: np.ndarray, own: np.ndarray, part: np.ndarray) -> float:
+    """Soft Dice between the candidate's logits [size, size] and the part's shares; 0 where one of them is empty."""
     mask = candidate > 0
     area, expected = float(mask.sum()), float(part.sum())
     if not area or not expected:
+        return 0.0
+    return 2 * float(own[mask & part].sum(dtype=np.float32)) / (area + float(own[part].sum(dtype=np.float32)))
+
+
+def _believed(candidate: np.ndarray, part: np.ndarray, agreement: float, choice: Choice) -> bool:
+    """Whether the candidate's logits [size, size] agree with the part's shares and its area."""
+    area, expected = float((candidate > 0).sum()), float(part.sum())
+    if not area or not expected:
         return False
-    agreement = 2 * float(own[mask & part].sum()) / (area + float(own[part].sum()))
     ratio = max(area, expected) / min(area, expected)
     stability = float((candidate > 1).sum()) / max(1.0, float((candidate > -1).sum()))
     return agreement >= choice.agreement_min and ratio <= choice.area_ratio_max and stability >= choice.stability_min

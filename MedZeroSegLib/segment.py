@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 if TYPE_CHECKING:
+    from .confidence import Confidence
     from .vocabulary import Code
     from .volume import Volume
 
@@ -39,6 +40,8 @@ class Segment:
         Sentences for the user.
     provenance : dict
         How the segment was made; JSON-able.
+    confidence : Confidence or None
+        How far it can be trusted; None where nothing was found or nothing is known of it.
 
     Raises
     ------
@@ -58,6 +61,7 @@ class Segment:
     slices: int
     warnings: tuple[str, ...] = ()
     provenance: dict[str, Any] = field(default_factory=dict)
+    confidence: Confidence | None = None
 
     def __post_init__(self) -> None:
         if self.mask.ndim != 3 or self.mask.dtype != np.bool_:

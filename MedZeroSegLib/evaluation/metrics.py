@@ -45,9 +45,14 @@ def agreement(reference: np.ndarray, predicted: np.ndarray, spacing: tuple[float
     if not (present and found):
         return Agreement(present, found, 0.0, 0.0, 0.0)
     common = int(np.count_nonzero(reference & predicted))
-    dice = 2 * common / (size + predicted_size)
     iou = common / (size + predicted_size - common)
-    return Agreement(present, found, dice, iou, surface_dice(reference, predicted, spacing))
+    return Agreement(present, found, dice_of(reference, predicted), iou, surface_dice(reference, predicted, spacing))
+
+
+def dice_of(one: np.ndarray, other: np.ndarray) -> float:
+    """Dice of two masks of one shape; 0 where both are empty."""
+    total = int(np.count_nonzero(one)) + int(np.count_nonzero(other))
+    return 2 * int(np.count_nonzero(one & other)) / total if total else 0.0
 
 
 def surface_dice(
