@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from pydicom.dataset import Dataset
 
-from MedZeroSegLib.dicom_geometry import Plane, flat_spacing, is_cine, planes_of, stack_planes
+from MedZeroSegLib.dicom_geometry import Plane, Stack, flat_spacing, is_cine, planes_of, stack_planes
 from MedZeroSegLib.dicom_pixels import dataset_start, frame_values, open_dataset, quiet_pydicom, refusing_damaged
 from MedZeroSegLib.errors import InputError
 from MedZeroSegLib.modality import modality_of_dicom
@@ -43,8 +43,8 @@ def is_dicom(path: Path) -> bool:
     return path.is_dir() or dataset_start(path) is not None
 
 
-def read_dicom(path: Path, frame: int | None) -> Reading:
-    """Read one frame of a DICOM file, or of the series in a folder.
+def read_dicom(path: Path, frame: int | None, files: Sequence[Path] | None = None) -> Reading:
+    """Read one frame of a DICOM file, or of the series in a folder, which ``files`` may list.
 
     Raises
     ------
@@ -52,22 +52,51 @@ def read_dicom(path: Path, frame: int | None) -> Reading:
         When there is no image, or not clearly one, or its slices form no regular grid.
     """
     with quiet_pydicom():  # values are parsed when they are asked for, with remarks about each
-        if path.is_dir():
-            slices, warnings = _choose_series(_slices_in_folder(path), path)
-        else:
-            slices, warnings = _slices_of(path), ()
-            if not slices:
-                raise InputError(_no_image(path))
-            if any(piece.plane for piece in slices):
-                slices, warnings = _choose_series(slices, path)
-        if all(piece.plane is not None for piece in slices) and not _is_radiograph(slices):
+        slices, warnings = _slices_of_image(path, files)
+        if _form_stack(slices):
             return _read_stack(slices, warnings, path, frame)
-        if len({piece.path for piece in slices}) > 1:
-            raise InputError(
-                f"'{path}' holds {len(slices)} images without a position in space, so they form no volume; "
-                "give one of its files."
-            )
         return _read_unplaced(slices[0].path, warnings, path, frame)
+
+
+def grid_slices(path: Path, files: Sequence[Path] | None = None) -> list[list[Slice]]:
+    """For each k of the grid that ``read_dicom`` makes of a path, the slices that lie there: one, or one a frame.
+
+    Raises
+    ------
+    InputError
+        As ``read_dicom``.
+    """
+    with quiet_pydicom():
+        slices, _ = _slices_of_image(path, files)
+        if _form_stack(slices):
+            slices, stack = _stack(slices, path)
+            return [[slices[number] for number in group] for group in stack.members]
+        if is_cine(open_dataset(slices[0].path, header_only=True)):
+            return [slices]
+        return [[piece] for piece in slices]
+
+
+def _slices_of_image(path: Path, files: Sequence[Path] | None) -> tuple[list[Slice], tuple[str, ...]]:
+    """The slices of the one image that a path holds, and a warning about what was left out."""
+    if path.is_dir():
+        slices, warnings = _choose_series(_slices_in_folder(path, files), path)
+    else:
+        slices, warnings = _slices_of(path), ()
+        if not slices:
+            raise InputError(_no_image(path))
+        if any(piece.plane for piece in slices):
+            slices, warnings = _choose_series(slices, path)
+    if not _form_stack(slices) and len({piece.path for piece in slices}) > 1:
+        raise InputError(
+            f"'{path}' holds {len(slices)} images without a position in space, so they form no volume; "
+            "give one of its files."
+        )
+    return slices, warnings
+
+
+def _form_stack(slices: Sequence[Slice]) -> bool:
+    """Whether slices have places in space, and aren't a radiograph."""
+    return all(piece.plane is not None for piece in slices) and not _is_radiograph(slices)
 
 
 def _is_radiograph(slices: Sequence[Slice]) -> bool:
@@ -83,9 +112,10 @@ def _no_image(path: Path) -> str:
     return f"'{path}' is a DICOM file without an image{kind}; give the image it belongs to."
 
 
-def _slices_in_folder(folder: Path) -> list[Slice]:
-    """The slices of all DICOM images in a folder and its subfolders, each instance once."""
-    files = sorted(file for file in folder.rglob("*") if file.is_file() and file.stat().st_size)
+def _slices_in_folder(folder: Path, files: Sequence[Path] | None = None) -> list[Slice]:
+    """The slices of all DICOM images in a folder and its subfolders, or of those listed, each instance once."""
+    if files is None:
+        files = sorted(file for file in folder.rglob("*") if file.is_file() and file.stat().st_size)
     slices: dict[tuple[str, int], Slice] = {}
     for file in files:
         if dataset_start(file) is not None:
@@ -170,11 +200,16 @@ def _belong_together(one: Slice, other: Slice) -> bool:
     return one.plane.parallel(other.plane)
 
 
-def _read_stack(slices: Sequence[Slice], warnings: Sequence[str], path: Path, frame: int | None) -> Reading:
-    """One frame of slices that all have a place in space."""
+def _stack(slices: Sequence[Slice], path: Path) -> tuple[list[Slice], Stack]:
+    """Slices in the order of their frames, and the grid that they form."""
     slices = sorted(slices, key=lambda piece: piece.order)
     planes = [piece.plane for piece in slices if piece.plane is not None]
-    stack = stack_planes(planes, slices[0].thickness, str(path))
+    return slices, stack_planes(planes, slices[0].thickness, str(path))
+
+
+def _read_stack(slices: Sequence[Slice], warnings: Sequence[str], path: Path, frame: int | None) -> Reading:
+    """One frame of slices that all have a place in space."""
+    slices, stack = _stack(slices, path)
     counts = [len(group) for group in stack.members]
     doubled = sum(count > 1 for count in counts)
     notes = [*warnings, *stack.warnings]
