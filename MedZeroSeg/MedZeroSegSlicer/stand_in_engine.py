@@ -5,10 +5,8 @@ python stand_in_engine.py
 
 from __future__ import annotations
 
-import hashlib
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +15,16 @@ import numpy as np
 if __name__ == "__main__":  # beside this folder in an installation, one level up in a working copy
     sys.path += [str(Path(__file__).parents[1]), str(Path(__file__).parents[2])]
 
-from MedZeroSegLib.extent import crop, mask_extent, mask_sha256
+from MedZeroSegLib.delivery import deliver
+from MedZeroSegLib.protocol import read_segment
 from MedZeroSegLib.queries import Query, resolve
 from MedZeroSegLib.request_loop import Report, serve
+from MedZeroSegLib.segment import Segment, Segmentation
+from MedZeroSegLib.volume import Volume
 
 # Grey level of each structure in the phantoms; all others are in none.
 LEVELS = {"liver": 80, "spleen": 110, "aorta": 150}
+NOWHERE = 32767
 SLICES_A_STEP = 6  # between two tellings of progress
 
 Step = Callable[[str, str], None]
@@ -37,51 +39,49 @@ def segment(message: Mapping[str, Any], report: Report, step: Step = lambda code
     """
     report.progress("loading")
     step("loading", "")
-    voxels = np.load(message["volume"]["voxels"])
-    image = hashlib.sha256(voxels.tobytes()).hexdigest()
+    request = read_segment(message)
+    entry = request.volume
+    volume = Volume(
+        np.load(entry.voxels), np.array(entry.ijk_to_lps), entry.modality or "other", "given", entry.dimension
+    )
+    voxels = volume.voxels
     report.progress("encoding", 0.05, None, slice=1, slices=len(voxels))
     step("encoding", "")
-    queries = resolve(message["names"])
+    queries = resolve(request.names)
     for index, query in enumerate(queries):
         for first in range(0, len(voxels), SLICES_A_STEP):
             done = (index + first / len(voxels)) / len(queries)
             values = {"name": query.name, "slice": first + 1, "slices": len(voxels)}
             report.progress("segmenting", 0.05 + 0.95 * done, 5.0 * (1 - done), **values)
             step("segmenting", query.name)
-        report.event("segment", **_fields(message, index, query, voxels == LEVELS.get(query.name), image))
+        result = _segment(query, voxels == LEVELS.get(query.name, NOWHERE))
+        deliver(request, result, _segmentation(volume, result), report)
     return {"seconds": {}, "warnings": [], "weights": [], "version": "stand-in"}
 
 
-def _fields(message: Mapping[str, Any], index: int, query: Query, mask: np.ndarray, image: str) -> dict[str, Any]:
+def _segment(query: Query, mask: np.ndarray) -> Segment:
     found = bool(mask.any())
-    box = mask_extent(mask) if found else None
-    sha256 = mask_sha256(crop(mask, box), box) if box else ""
-    path = Path(message["folder"]) / f"{index}.npy" if found else None
-    if box is not None and path is not None:
-        np.save(path, crop(mask, box).astype(np.uint8))
-    voxel_ml = abs(float(np.linalg.det(np.array(message["volume"]["ijk_to_lps"])[:3, :3]))) / 1000
-    codes = {"code": query.code, "category": query.category, "modifier": query.modifier}
-    return {
-        "index": index,
-        "typed": query.typed,
-        "name": query.name,
-        "found": found,
-        "score": 0.97 if found else 0.2,
-        "box": box,
-        "mask": path and str(path),
-        **{key: code and asdict(code) for key, code in codes.items()},
-        "color": query.color,
-        "slices": int(mask.any(axis=(1, 2)).sum()),
-        "volume_ml": mask.sum() * voxel_ml,
-        "warnings": query.warnings,
-        "trained": query.structure is not None,
-        "provenance": {
-            "typed": query.typed,
-            "name": query.name,
-            "volume_fingerprint": image,
-            "mask_sha256": sha256,
-        },
-    }
+    return Segment(
+        typed=query.typed,
+        name=query.name,
+        found=found,
+        score=0.97 if found else 0.2,
+        mask=mask,
+        code=query.code,
+        category=query.category,
+        modifier=query.modifier,
+        color=query.color,
+        slices=int(mask.any(axis=(1, 2)).sum()),
+        warnings=query.warnings,
+        provenance={"trained": query.structure is not None},
+    )
+
+
+def _segmentation(volume: Volume, segment: Segment) -> Segmentation:
+    nothing: dict[str, Any] = {"weights": (), "seconds": {}, "settings": {}}
+    return Segmentation(
+        volume=volume, segments=(segment,), preset="stand-in", device="cpu", version="stand-in", **nothing
+    )
 
 
 def check(_message: Mapping[str, Any], report: Report) -> dict[str, Any]:

@@ -81,7 +81,7 @@ class Panel:
     def pid(self) -> int:
         """The engine's process."""
         path = self._plan.with_suffix(".pid")
-        self.spin(path.exists)
+        self.spin(lambda: path.exists() and bool(path.read_text()))
         return int(path.read_text())
 
     @property

@@ -81,7 +81,7 @@ class Misplacing:
     """A report that puts the mask of one name outside the image."""
 
     def __init__(self, report: Report, name: str | None) -> None:
-        self.progress, self._report, self._name = report.progress, report, name
+        self.check, self.progress, self._report, self._name = report.check, report.progress, report, name
 
     def event(self, event: str, **fields: Any) -> None:
         if fields.get("name") == self._name and fields.get("box"):
