@@ -20,6 +20,7 @@ from MedZeroSegLib.errors import MedZeroSegError
 
 from .engine_process import EngineProcess
 from .run_state import Phase, RunState, advanced, failed
+from .scratch_folder import ScratchFolder
 from .segment_io import SceneUndo, add_result, create_segmentation, prepare_segmentation
 from .translation import _
 from .volumes import VolumeExport, prepare_export, volume_stamp
@@ -69,7 +70,7 @@ class SegmentationRun:
         self.log: deque[str] = deque(maxlen=LOG_LINES)
         self.on_segmentation: Callable[[Any], None] = lambda node: None
         self._engine = EngineProcess(list(command), self._on_event, self._on_log, environment)
-        self._files = tempfile.TemporaryDirectory(prefix="medzeroseg-", ignore_cleanup_errors=True)
+        self._files = ScratchFolder()
         self._volume: Any = None
         self._stamp: tuple[str, int] | None = None
         self._message: dict[str, Any] | None = None  # waits for the voxels to be written
@@ -98,7 +99,7 @@ class SegmentationRun:
         self._begin(Phase.RUNNING, left_out=tuple(left_out))
         self._volume, self._stay_out = volume, stay_out
         try:
-            export = prepare_export(volume, self._files.name, modality)
+            export = prepare_export(volume, self._files.path, modality)
             if segmentation is not None:
                 prepare_segmentation(segmentation, volume)
         except MedZeroSegError as error:
@@ -106,7 +107,7 @@ class SegmentationRun:
             return
         self._choose(segmentation)
         self._stamp = volume_stamp(volume)
-        self._masks = Path(tempfile.mkdtemp(prefix="run-", dir=self._files.name))
+        self._masks = Path(tempfile.mkdtemp(prefix="run-", dir=self._files.path))
         self._message = {
             "cmd": "segment",
             "volume": export.message,
@@ -157,7 +158,7 @@ class SegmentationRun:
         self._engine.close()
         if self._writer is not None:
             self._writer.join()
-        self._files.cleanup()
+        self._files.close()
 
     @property
     def warm(self) -> bool:

@@ -184,7 +184,7 @@ def test_script_need_not_wait(module, panel, volume):
 
 def test_no_process_and_no_file_is_left_behind(module, panel, volume):
     panel.run("liver")
-    pid, folder = panel.pid(), panel.logic.run._files.name
+    pid, folder = panel.pid(), panel.logic.run._files.path
     panel.logic.close()
     panel.spin(lambda: not panel.is_alive(pid))
     assert not os.path.exists(folder)
