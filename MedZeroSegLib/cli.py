@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Optional
 
 import typer
 
+from MedZeroSegLib.cohort.commands import cohort, status
 from MedZeroSegLib.errors import InstallationError, MedZeroSegError
 
 if TYPE_CHECKING:
@@ -28,6 +29,8 @@ train_app = typer.Typer(no_args_is_help=True, help="Train what the presets use."
 app.add_typer(weights_app, name="weights")
 app.add_typer(evaluate_app, name="evaluate")
 app.add_typer(train_app, name="train")
+app.command()(cohort)
+app.command()(status)
 
 PresetOption = Annotated[str, typer.Option(help="lite, lite-research (non-commercial), base or base/VARIANT.")]
 DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")]
@@ -98,6 +101,7 @@ def names(text: Annotated[str, typer.Argument(help='Names as typed, such as "lt 
     for query in resolve(text):
         code = f"{query.code.scheme} {query.code.value} {query.code.meaning}" if query.code else "-"
         known = query.name if query.structure else "- (passed on as typed)"
+        known += f" ({query.language})" if query.language else ""
         suggestions = ", ".join(query.suggestions) or "-"
         table.add_row(
             query.typed, known, query.side or "-", code, query.status, suggestions, " ".join(query.warnings) or "-"

@@ -4,7 +4,7 @@ SimpleITK reads NIfTI, NRRD, MetaImage, pictures and other single files here; di
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -23,13 +23,16 @@ READABLE = "NIfTI, NRRD, MetaImage, PNG, JPEG or DICOM"
 SHEAR_REMEDY = "resample it to right angles first (for example with a Resample module of Slicer)"
 
 
-def read_volume(path: str | Path, modality: str | None = None, frame: int | None = None) -> Volume:
+def read_volume(
+    path: str | Path, modality: str | None = None, frame: int | None = None, files: Sequence[Path] | None = None
+) -> Volume:
     """Read an image file, a DICOM file or a folder with one DICOM series.
 
     Parameters
     ----------
     modality : one of ``MODALITIES``; wins over what the file says and over a guess.
     frame : which frame, from 0, of a file that holds several (time points, echoes, cine).
+    files : those DICOM files in the folder that belong to the image; all of them where none are given.
 
     Raises
     ------
@@ -41,7 +44,7 @@ def read_volume(path: str | Path, modality: str | None = None, frame: int | None
         raise InputError(f"The modality '{modality}' is not known; use one of {', '.join(MODALITIES)}.")
     _check_path(path)
     if dicom_io.is_dicom(path):
-        reading = dicom_io.read_dicom(path, frame)
+        reading = dicom_io.read_dicom(path, frame, files)
     else:
         header = read_nifti_header(path)
         reading = _read_file(path, frame) if header is None else _read_nifti(path, header, frame)

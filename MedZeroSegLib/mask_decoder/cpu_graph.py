@@ -61,7 +61,9 @@ def _openvino_graph(network: nn.Module, examples: tuple[Tensor, ...], cache: Pat
         graph = _trace(network, examples)
         if file is not None:
             _save_graph(graph, file)
-    compiled = core.compile_model(graph, "CPU", {"PERFORMANCE_HINT": "LATENCY"})
+    # OpenVINO would take all cores; PyTorch keeps to what OMP_NUM_THREADS leaves to each of several processes.
+    options = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": torch.get_num_threads()}
+    compiled = core.compile_model(graph, "CPU", options)
 
     def run(*arguments: Tensor) -> tuple[Tensor, Tensor]:
         rows = [[a[n : n + 1].contiguous().numpy() for a in arguments] for n in range(len(arguments[0]))]

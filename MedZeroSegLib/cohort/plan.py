@@ -1,0 +1,151 @@
+"""What is to be done: which cases are whole as they lie there, and why the others are computed. Nothing is changed.
+
+A result is whole when image, settings and weights are those that it was made from and every file has its hash."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from MedZeroSegLib.cohort.case import Case
+from MedZeroSegLib.cohort.case_record import CaseRecord
+from MedZeroSegLib.cohort.journal import Entry
+from MedZeroSegLib.cohort.settings import CaseMarks, EngineMarks, RunSettings, case_marks
+from MedZeroSegLib.cohort.work import case_folder, read_answer, work_place
+from MedZeroSegLib.errors import InputError
+from MedZeroSegLib.weights_catalogue import sha256_of
+
+NEW, INTERRUPTED, FAILED = "new", "interrupted", "failed before"
+IMAGE, SETTINGS, WEIGHTS = "image changed", "settings changed", "weights changed"
+MISSING, DAMAGED = "output missing", "output damaged"
+
+Outputs = Mapping[str, tuple[str, int]]
+
+
+@dataclass(frozen=True)
+class Turn:
+    """A case that is to be computed, and why."""
+
+    case: Case
+    marks: CaseMarks
+    reason: str
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All cases of a cohort, sorted by what is to happen with them.
+
+    Attributes
+    ----------
+    turns
+        To be computed, in the cohort's order.
+    ready
+        Whole in a folder, though the journal doesn't say so: the run ended before it was noted. Folder and answer.
+    kept
+        Whole, with their present signature.
+    failed
+        Failed before, and neither image nor settings changed since.
+    """
+
+    turns: tuple[Turn, ...]
+    ready: tuple[tuple[Case, Path, dict[str, Any]], ...]
+    kept: tuple[tuple[Case, str], ...]
+    failed: tuple[Case, ...]
+
+    @property
+    def reasons(self) -> dict[str, int]:
+        """How many cases are computed for which reason."""
+        return dict(Counter(turn.reason for turn in self.turns))
+
+
+def make_plan(
+    cases: tuple[Case, ...],
+    entries: Mapping[str, Entry],
+    outputs: Mapping[str, Outputs],
+    folder: Path,
+    settings: RunSettings,
+    engine: EngineMarks,
+    retry_failed: bool = False,
+) -> Plan:
+    """Compare the cases with the journal's entries and outputs, and with what lies in the folder."""
+    turns, ready, kept, failed = [], [], [], []
+    for case in cases:
+        marks, entry, signature = case_marks(case, settings, engine), entries.get(case.name), case.signature()
+        if entry is None:
+            turns.append(Turn(case, marks, NEW))
+        elif entry.status in ("waiting", "running"):
+            found = _unnoted(case, marks, signature, entry, folder)
+            if found is None:
+                turns.append(Turn(case, marks, INTERRUPTED if entry.status == "running" else entry.sentence or NEW))
+            else:
+                ready.append((case, *found))
+        else:
+            reason = _changed(case, marks, signature, entry) or (
+                (FAILED if retry_failed else "")
+                if entry.status == "failed"
+                else _fault(case_folder(folder, case.name), outputs.get(case.name, {}))
+            )
+            if reason:
+                turns.append(Turn(case, marks, reason))
+            elif entry.status == "failed":
+                failed.append(case)
+            else:
+                kept.append((case, signature))
+    return Plan(tuple(turns), tuple(ready), tuple(kept), tuple(failed))
+
+
+def _changed(case: Case, marks: CaseMarks, signature: str, entry: Entry) -> str:
+    """What a case that had its turn would now be made from otherwise; "" for nothing."""
+    if marks.settings != entry.settings:
+        return SETTINGS
+    if marks.weights != entry.weights:
+        return WEIGHTS
+    if signature == entry.signature:
+        return ""
+    return "" if _same_content(case, entry.image_sha256) else IMAGE
+
+
+def _same_content(case: Case, sha256: str | None) -> bool:
+    if sha256 is None:
+        return False
+    try:
+        return case.content_sha256() == sha256
+    except InputError:
+        return False
+
+
+def _fault(place: Path, outputs: Outputs) -> str:
+    """What is wrong with the files of a case; "" for nothing."""
+    if not outputs:
+        return MISSING
+    for name, (sha256, size) in outputs.items():
+        try:
+            if (place / name).stat().st_size != size or sha256_of(place / name) != sha256:
+                return DAMAGED
+        except FileNotFoundError:
+            return MISSING
+        except OSError:
+            return DAMAGED
+    return ""
+
+
+def _unnoted(
+    case: Case, marks: CaseMarks, signature: str, entry: Entry, folder: Path
+) -> tuple[Path, dict[str, Any]] | None:
+    """Folder and answer of a result that was ready, or in its place already, when the run ended."""
+    for place in (case_folder(folder, case.name), work_place(folder, case.name, entry.attempts)):
+        answer = read_answer(place)
+        if answer is None or (answer["settings"], answer["weights"]) != (marks.settings, marks.weights):
+            continue
+        same = signature == answer["signature"] or _same_content(case, answer["image_sha256"])
+        if same and not _fault(place, {name: (mark, size) for name, (mark, size) in answer["outputs"].items()}):
+            return place, answer
+    return None
+
+
+def renewed(record: CaseRecord, case: Case) -> CaseRecord:
+    """The record with the columns and the place that the input has for the case now."""
+    return replace(record, image=str(case.image), carried=dict(case.carried))

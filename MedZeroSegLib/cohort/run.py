@@ -1,0 +1,248 @@
+"""The coordinating process: hands cases to workers, puts what comes back in its place, and notes it in the journal.
+
+Dask decides which worker takes a case. A case during which a process dies is tried again at the end, with nothing
+beside it in its process, so that the next death is its own fault and no neighbour's."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from MedZeroSegLib.cohort.case import Case
+from MedZeroSegLib.cohort.case_record import CaseRecord, failed_record
+from MedZeroSegLib.cohort.journal import Journal, held
+from MedZeroSegLib.cohort.plan import Plan, Turn, make_plan, renewed
+from MedZeroSegLib.cohort.settings import EngineMarks, RunSettings
+from MedZeroSegLib.cohort.work import CASES_FOLDER, WORK_FOLDER, WorkerLost, case_folder, run_case, work_place
+from MedZeroSegLib.cohort.workers import Crew, hired
+from MedZeroSegLib.errors import InstallationError
+
+if TYPE_CHECKING:
+    from distributed import Client, Future
+
+RETRIES_MOST = 2  # of a case during which the worker's process has died
+LOST = (
+    "The process that worked on this case died {times} times, probably for want of memory; run it again with fewer "
+    "workers or names, or crop the image."
+)
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a run is: cases done, failed and to compute in this run, and the case that was finished last."""
+
+    done: int
+    failed: int
+    total: int
+    latest: str
+
+
+OnProgress = Callable[[Progress], None]
+
+
+def run_cohort(
+    cases: tuple[Case, ...],
+    folder: Path,
+    settings: RunSettings,
+    engine: EngineMarks,
+    crew: Crew,
+    retry_failed: bool = False,
+    on_plan: Callable[[Plan], None] | None = None,
+    on_progress: OnProgress | None = None,
+) -> dict[str, int]:
+    """Compute what is missing, changed or damaged of a cohort.
+
+    Parameters
+    ----------
+    folder
+        For the results; made where it is missing.
+    on_plan
+        Told what is to be done before it begins.
+    on_progress
+        Told after each case.
+
+    Returns
+    -------
+    dict
+        Number of the cohort's cases by status.
+
+    Raises
+    ------
+    InputError
+        When another run works on the folder.
+    InstallationError
+        When no worker comes up, or the folder or the journal can't be written.
+    """
+    _make_folders(folder)
+    with held(folder):
+        journal = Journal(folder, make=True)
+        try:
+            plan = make_plan(cases, journal.entries(), journal.outputs(), folder, settings, engine, retry_failed)
+            if on_plan:
+                on_plan(plan)
+            run = journal.start_run(crew.workers, crew.threads, asdict(settings))
+            _take_over(plan, journal, folder, run)
+            journal.await_turns((turn.case, turn.reason) for turn in plan.turns)
+            if plan.turns:
+                with hired(crew) as (client, slots):
+                    _Dispatch(client, slots, journal, folder, settings, run, len(plan.turns), on_progress).run(
+                        plan.turns
+                    )
+            shutil.rmtree(folder / WORK_FOLDER, ignore_errors=True)
+            names = {case.name for case in cases}
+            statuses = [entry.status for name, entry in journal.entries().items() if name in names]
+            return {status: statuses.count(status) for status in dict.fromkeys(statuses)}
+        finally:
+            journal.close()
+
+
+def _make_folders(folder: Path) -> None:
+    try:
+        (folder / CASES_FOLDER).mkdir(parents=True, exist_ok=True)
+    except OSError as problem:
+        reason = (problem.strerror or "the system gives no reason").lower()
+        raise InstallationError(
+            f"'{folder}' cannot be made ({reason}); give an output folder that you may write to."
+        ) from problem
+
+
+def _take_over(plan: Plan, journal: Journal, folder: Path, run: int) -> None:
+    """Note results that were ready when an earlier run ended, clear away its rest, and renew what the input says."""
+    for case, place, answer in plan.ready:
+        record = renewed(CaseRecord.from_json(answer["record"]), case)
+        _put_in_place(place, case_folder(folder, case.name))
+        journal.finish({**answer, "record": record.to_json()}, run)
+    shutil.rmtree(folder / WORK_FOLDER, ignore_errors=True)
+    kept = {case.name: (case, signature) for case, signature in plan.kept}
+    records = [record for record in journal.records() if record.case in kept]
+    journal.touch([(renewed(record, kept[record.case][0]), kept[record.case][1]) for record in records])
+
+
+def _put_in_place(place: Path, final: Path) -> None:
+    """Rename a case's folder, whole, over an older one."""
+    if place == final:
+        return
+    try:
+        final.parent.mkdir(exist_ok=True)
+        if final.exists():
+            old = place.with_name(f"{place.name}.old")
+            os.replace(final, old)
+            os.replace(place, final)
+            shutil.rmtree(old, ignore_errors=True)
+        else:
+            os.replace(place, final)
+    except OSError as problem:
+        reason = (problem.strerror or "the system gives no reason").lower()
+        raise InstallationError(f"'{final}' cannot be written ({reason}).") from problem
+
+
+@dataclass
+class _Dispatch:
+    """Cases on their way to the workers and back."""
+
+    client: Client
+    slots: int
+    journal: Journal
+    folder: Path
+    settings: RunSettings
+    run_number: int
+    total: int
+    on_progress: OnProgress | None
+    done: int = 0
+    failed: int = 0
+    deaths: dict[str, int] = field(default_factory=dict)
+
+    def run(self, turns: Sequence[Turn]) -> None:
+        """All cases; those during which a process died come last and alone."""
+        possible = [turn for turn in turns if not turn.case.problem]
+        for turn in turns:
+            if turn.case.problem:
+                self._fail(turn, turn.case.problem)
+        suspects: deque[Turn] = deque()
+        self._drain(deque(possible), suspects, alone=False)
+        self._drain(suspects, suspects, alone=True)
+
+    def _drain(self, waiting: deque[Turn], suspects: deque[Turn], alone: bool) -> None:
+        """Keep the workers busy until nothing waits and nothing is under way."""
+        from distributed import as_completed
+
+        under_way: dict[object, tuple[Turn, int]] = {}
+        answers = as_completed([])
+        while waiting or under_way:
+            while waiting and len(under_way) < self.slots:
+                turn = waiting.popleft()
+                attempt = self.journal.begin(turn.case.name)
+                future = self._submit(turn, attempt, alone)
+                under_way[future.key] = (turn, attempt)
+                answers.add(future)
+            future = next(answers)
+            turn, attempt = under_way.pop(future.key)
+            self._take(future, turn, attempt, suspects)
+
+    def _submit(self, turn: Turn, attempt: int, alone: bool) -> Future:
+        return self.client.submit(
+            run_case,
+            turn.case,
+            self.settings,
+            turn.marks,
+            self.folder,
+            attempt,
+            alone,
+            key=f"case-{self.run_number}-{turn.case.name}-{attempt}",
+            pure=False,
+        )
+
+    def _take(self, future: Future, turn: Turn, attempt: int, suspects: deque[Turn]) -> None:
+        """Note what came back of one case."""
+        from distributed import KilledWorker
+
+        place = work_place(self.folder, turn.case.name, attempt)
+        try:
+            answer = future.result()
+        except (WorkerLost, KilledWorker):
+            shutil.rmtree(place, ignore_errors=True)
+            deaths = self.deaths[turn.case.name] = self.deaths.get(turn.case.name, 0) + 1
+            if deaths > RETRIES_MOST:
+                self._fail(turn, LOST.format(times=deaths))
+            else:
+                suspects.append(turn)
+            return
+        except Exception as problem:  # a worker that can't take the case at all, as where another version is installed
+            reason = str(problem).partition("\n")[0] or type(problem).__name__
+            self._fail(turn, f"The worker could not take this case ({reason}); see that it has the same installation.")
+            return
+        finally:
+            future.release()
+        self._settle(turn, answer, place)
+
+    def _settle(self, turn: Turn, answer: dict[str, Any], place: Path) -> None:
+        record = CaseRecord.from_json(answer["record"])
+        if record.status == "failed":
+            self.failed += 1
+            self.journal.fail(record, answer["signature"], turn.marks, self.run_number)
+            self._tell(turn)
+            return
+        try:
+            _put_in_place(place, case_folder(self.folder, turn.case.name))
+        except InstallationError as problem:
+            self._fail(turn, str(problem))
+            return
+        self.done += 1
+        self.journal.finish(answer, self.run_number)
+        self._tell(turn)
+
+    def _fail(self, turn: Turn, sentence: str) -> None:
+        case = turn.case
+        self.failed += 1
+        record = failed_record(case.name, str(case.image), sentence, 0.0, case.carried)
+        self.journal.fail(record, case.signature(), turn.marks, self.run_number)
+        self._tell(turn)
+
+    def _tell(self, turn: Turn) -> None:
+        if self.on_progress:
+            self.on_progress(Progress(self.done, self.failed, self.total, turn.case.name))

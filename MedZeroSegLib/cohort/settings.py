@@ -1,0 +1,121 @@
+"""What a cohort is run with, and the marks by which a change of it is known."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+from importlib.resources import files
+from pathlib import Path
+
+from MedZeroSegLib import __version__
+from MedZeroSegLib.cohort.case import Case
+from MedZeroSegLib.errors import InputError
+from MedZeroSegLib.queries import resolve, split_names
+
+FORMATS = ("seg.nrrd", "nii.gz", "nii")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunSettings:
+    """The same for all cases of a run.
+
+    Attributes
+    ----------
+    preset, device, weights_folder
+        As `pipeline.segment` takes them.
+    format
+        One of ``FORMATS``.
+    dicom_seg
+        Whether cases that come from DICOM also get a DICOM SEG object.
+    """
+
+    preset: str = "lite"
+    device: str = "auto"
+    weights_folder: Path | None = None
+    format: str = "seg.nrrd"
+    dicom_seg: bool = False
+
+    def __post_init__(self) -> None:
+        if self.format not in FORMATS:
+            raise InputError(
+                f"The format '{self.format}' isn't one that masks are written in; use {', '.join(FORMATS)}."
+            )
+
+
+@dataclass(frozen=True)
+class EngineMarks:
+    """Hashes of the preset with its settings, and of its weights."""
+
+    preset: str
+    weights: str
+
+
+def engine_marks(settings: RunSettings) -> EngineMarks:
+    """Marks of the engine as it is installed here; raises InputError for an unknown preset."""
+    from MedZeroSegLib.presets import preset_named
+    from MedZeroSegLib.weights import weights_store
+    from MedZeroSegLib.weights_catalogue import choose_weights, sha256_of
+
+    preset = preset_named(settings.preset)
+    catalogue = weights_store(settings.weights_folder).catalogue
+    weights = [
+        [entry.name, file.name, file.sha256]
+        for entry in choose_weights(catalogue, settings.preset.partition("/")[0])
+        for file in entry.files
+    ]
+    shipped = Path(str(files("MedZeroSegLib").joinpath("heads")))
+    heads = [[file.name, sha256_of(file)] for file in sorted(shipped.iterdir()) if file.is_file()]
+    return EngineMarks(_hash([__version__, asdict(preset)]), _hash([weights, heads]))
+
+
+@dataclass(frozen=True)
+class CaseMarks:
+    """Hashes of all that a case's result depends on besides its image.
+
+    The device is left out: a machine with another one may go on where the first has stopped, and each result says
+    which it was.
+    """
+
+    settings: str
+    weights: str
+
+
+def case_marks(case: Case, settings: RunSettings, engine: EngineMarks) -> CaseMarks:
+    """The marks of a case that is computed now."""
+    asked = [split_names(case.structures), case.modality, case.frame, settings.format, settings.dicom_seg]
+    return CaseMarks(_hash([engine.preset, asked]), engine.weights)
+
+
+def check_structures(cases: tuple[Case, ...], allow_unknown: bool) -> tuple[str, ...]:
+    """Look at all names once, before anything runs.
+
+    Returns
+    -------
+    tuple of str
+        Sentences on how names were understood.
+
+    Raises
+    ------
+    InputError
+        When a case asks for nothing, or for a name that isn't known and ``allow_unknown`` is off.
+    """
+    told: dict[str, None] = {}
+    for structures in dict.fromkeys(case.structures for case in cases):
+        if not structures.strip():
+            case = next(case for case in cases if case.structures == structures)
+            raise InputError(
+                f"No structure is named for the case '{case.name}'; give --structures or fill the table's column."
+            )
+        for query in resolve(structures):
+            if query.status == "unknown" and not allow_unknown:
+                meant = f" (did you mean {' or '.join(query.suggestions)}?)" if query.suggestions else ""
+                raise InputError(
+                    f"'{query.typed}' isn't a known name{meant}; correct it, or add --allow-unknown to try it as it is."
+                )
+            told.update(dict.fromkeys(query.warnings))
+    return tuple(told)
+
+
+def _hash(content: object) -> str:
+    return hashlib.sha256(json.dumps(content, ensure_ascii=False, default=str).encode()).hexdigest()
