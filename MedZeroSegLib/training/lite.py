@@ -1,15 +1,11 @@
 """Training of the `lite` head: region-text contrast (CEHNC) and dense masks on stored embeddings.
 
-The encoder and the text tower stay as they are; only the head learns. A run is resumable to the same result: the
-checkpoint holds weights, their average, the optimiser, the random state and the contrast's difficulty.
+The encoder and the text tower stay as they are; only the head learns.
 """
 
 from __future__ import annotations
 
-import csv
 import json
-import math
-import time
 from collections import Counter
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,7 +14,6 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from rich.progress import Progress
 from safetensors.torch import load_file, save
 from torch import Tensor
 
@@ -28,6 +23,8 @@ from MedZeroSegLib.text_image.dpfem import RegionTextHead
 from MedZeroSegLib.text_image.minilm import TEMPLATES, MiniLmTextTower
 from MedZeroSegLib.training.cehnc import CehncSettings, DifficultyController, cehnc, context_weights
 from MedZeroSegLib.training.pictures import Picture, PictureStore, encode_pictures
+from MedZeroSegLib.training.run import run_training
+from MedZeroSegLib.training.schedule import follow, rate_share
 from MedZeroSegLib.training.targets import ConceptTable, Targets, targets_of
 from MedZeroSegLib.vocabulary import vocabulary, wordings
 from MedZeroSegLib.weights import weights_store
@@ -35,6 +32,7 @@ from MedZeroSegLib.weights_catalogue import sha256_of
 from MedZeroSegLib.writers import replacing
 
 HEAD_FILE = "head.safetensors"
+RATE_FLOOR = 0.02  # of the learning rate, at the last step
 SOURCE_STRUCTURES_BASE, SOURCE_STRUCTURES_MAX = 3, 15  # so that a source of one structure, or of sixty, gets its due
 REGION_CELLS_MIN = 4.0  # cells of the 128 × 128 grid; smaller regions have no usable mean
 
@@ -88,6 +86,8 @@ def train(
 class LiteTrainer:
     """Owns the state of one run; ``run`` goes on from the checkpoint in ``folder`` if there is one."""
 
+    measured = ("dense", "contrast", "lambda1", "lambda2")
+
     def __init__(
         self,
         store: PictureStore,
@@ -114,24 +114,12 @@ class LiteTrainer:
         self.contrast = CehncSettings()
         self.rng = np.random.default_rng(settings.seed)
         self.chances = _chances(self.pictures, self.table, store, settings.balance)
-        self.step = 0
+        self.step, self.steps = 0, settings.steps
+        self.made_with = asdict(settings)
 
     def run(self, checkpoint_every: int = 100) -> None:
         """Train to the last step, with a checkpoint and a line of the log every ``checkpoint_every`` steps."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        self._resume()
-        sums: Counter[str] = Counter()
-        started = time.monotonic()
-        with Progress() as progress:
-            task = progress.add_task("training", total=self.settings.steps, completed=self.step)
-            while self.step < self.settings.steps:
-                sums.update(self._train_step())
-                progress.update(task, completed=self.step)
-                if self.step % checkpoint_every == 0 or self.step == self.settings.steps:
-                    self._log(sums, time.monotonic() - started)
-                    self._save_checkpoint()
-                    sums.clear()
-                    started = time.monotonic()
+        run_training(self, self.folder, checkpoint_every)
 
     def export(self, file: Path, facts: dict[str, Any]) -> None:
         """The averaged weights in float16 with what the engine must know of them, written atomically.
@@ -153,10 +141,10 @@ class LiteTrainer:
         with replacing(file) as handle:
             handle.write(save(tensors, metadata={"medzeroseg": json.dumps(card)}))
 
-    def _train_step(self) -> dict[str, float]:
-        rate = _learning_rate(self.step, self.settings)
+    def train_step(self) -> dict[str, float]:
+        share = rate_share(self.step, self.settings.steps, self.settings.warm_up, RATE_FLOOR)
         for group in self.optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = self.settings.learning_rate * share
         chosen = [self.pictures[n] for n in self.rng.choice(len(self.chances), self.settings.batch, p=self.chances)]
         rows = [picture.row for picture in chosen]
         coarse = torch.from_numpy(np.stack([self.store.coarse[r] for r in rows])).float()
@@ -180,11 +168,25 @@ class LiteTrainer:
         torch.nn.utils.clip_grad_norm_(self.head.parameters(), 1.0)
         self.optimizer.step()
         self.step += 1
-        memory = min(self.settings.average, self.step / (self.step + 10))
-        with torch.no_grad():
-            for name, value in self.head.state_dict().items():
-                self.mean[name].lerp_(value, 1 - memory)
-        return {"dense": dense_loss.item(), "contrast": contrast_loss.item(), "steps": 1}
+        follow(self.mean, self.head.state_dict(), self.settings.average, self.step)
+        first, second = self.difficulty.lambdas
+        return {"dense": dense_loss.item(), "contrast": contrast_loss.item(), "lambda1": first, "lambda2": second}
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "head": self.head.state_dict(),
+            "mean": self.mean,
+            "optimizer": self.optimizer.state_dict(),
+            "difficulty": self.difficulty.state_dict(),
+            "rng": json.dumps(self.rng.bit_generator.state),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.head.load_state_dict(state["head"])
+        self.mean = state["mean"]
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.difficulty.load_state_dict(state["difficulty"])
+        self.rng.bit_generator.state = json.loads(state["rng"])
 
     def _text_of(self, concept: str) -> Tensor:
         """The whole ensemble in a third of the draws, else one wording in one template."""
@@ -236,52 +238,6 @@ class LiteTrainer:
         self.difficulty.update((images @ texts.T).detach(), self.contrast.power, self.step / self.settings.steps)
         first, second = self.difficulty.lambdas
         return cehnc(images, texts, (first, second), self.contrast, context)
-
-    def _log(self, sums: Counter[str], seconds: float) -> None:
-        file = self.folder / "log.csv"
-        fresh = not file.is_file()
-        steps = max(sums["steps"], 1)
-        with file.open("a", newline="") as handle:
-            writer = csv.writer(handle)
-            if fresh:
-                writer.writerow(["step", "dense", "contrast", "lambda1", "lambda2", "seconds"])
-            writer.writerow(
-                [self.step, f"{sums['dense'] / steps:.4f}", f"{sums['contrast'] / steps:.4f}"]
-                + [f"{value:.3f}" for value in self.difficulty.lambdas]
-                + [f"{seconds:.1f}"]
-            )
-
-    def _save_checkpoint(self) -> None:
-        state = {
-            "step": self.step,
-            "head": self.head.state_dict(),
-            "mean": self.mean,
-            "optimizer": self.optimizer.state_dict(),
-            "difficulty": self.difficulty.state_dict(),
-            "rng": json.dumps(self.rng.bit_generator.state),
-            "settings": asdict(self.settings),
-        }
-        with replacing(self.folder / "checkpoint.pt") as handle:
-            torch.save(state, handle)
-
-    def _resume(self) -> None:
-        file = self.folder / "checkpoint.pt"
-        if not file.is_file():
-            return
-        state = torch.load(file, map_location="cpu", weights_only=True)
-        self.step = state["step"]
-        self.head.load_state_dict(state["head"])
-        self.mean = state["mean"]
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.difficulty.load_state_dict(state["difficulty"])
-        self.rng.bit_generator.state = json.loads(state["rng"])
-
-
-def _learning_rate(step: int, settings: LiteTraining) -> float:
-    if step < settings.warm_up:
-        return settings.learning_rate * (step + 1) / settings.warm_up
-    share = (step - settings.warm_up) / max(1, settings.steps - settings.warm_up)
-    return settings.learning_rate * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * share)))
 
 
 def _dice_loss(shares: Tensor, masks: Tensor) -> Tensor:

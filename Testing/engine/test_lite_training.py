@@ -81,10 +81,10 @@ def test_the_head_learns_to_tell_the_named_organs_apart(tmp_path):
 
 def test_an_interrupted_run_ends_with_the_weights_of_an_uninterrupted_one(tmp_path):
     class Interrupted(LiteTrainer):
-        def _train_step(self) -> dict[str, float]:
+        def train_step(self) -> dict[str, float]:
             if self.step == 3:  # one step after the checkpoint
                 raise KeyboardInterrupt
-            return super()._train_step()
+            return super().train_step()
 
     through = trainer(tmp_path / "through", steps=5)
     through.run(checkpoint_every=2)
