@@ -7,6 +7,7 @@ from __future__ import annotations
 import glob
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from itertools import takewhile
 from pathlib import Path
 
 from MedZeroSegLib.cohort.case import Case
@@ -94,8 +95,8 @@ def _glob_cases(pattern: str, common: Case) -> tuple[list[Case], list[str]]:
         else:
             listing.files.append(path)
     listing.files = list(dict.fromkeys(listing.files))
-    start = [part for part in Path(pattern).absolute().parts if not any(sign in part for sign in GLOB_SIGNS)]
-    return _listed_cases(listing, Path(*start), common)
+    fixed = takewhile(lambda part: not any(sign in part for sign in GLOB_SIGNS), Path(pattern).absolute().parts)
+    return _listed_cases(listing, Path(*fixed), common)
 
 
 def _listed_cases(listing: Listing, root: Path, common: Case) -> tuple[list[Case], list[str]]:

@@ -145,7 +145,8 @@ def _configuration(crew: Crew) -> dict[str, Any]:
         "distributed.worker.daemon": True,
         "distributed.scheduler.no-workers-timeout": None if crew.scheduler else f"{START_S}s",
         "distributed.nanny.pre-spawn-environ": {name: str(crew.threads) for name in THREAD_VARIABLES},
-        "distributed.admin.log-format": "%(message)s",
+        "distributed.scheduler.http.routes": [],
+        "distributed.worker.http.routes": [],
     }
 
 
@@ -157,7 +158,7 @@ def _local_cluster(crew: Crew) -> Any:
     try:
         security = Security.temporary()
     except ImportError as problem:
-        raise InstallationError(MISSING.replace("Dask", "the package cryptography")) from problem
+        raise InstallationError(MISSING.replace("Dask", "cryptography")) from problem
     common = {"host": LOOPBACK, "protocol": "tls://", "security": security, "dashboard": False}
     options = {
         **common,
@@ -169,7 +170,7 @@ def _local_cluster(crew: Crew) -> Any:
         number: {"cls": Nanny, "options": {**options, "env": _environment(crew, number)}}
         for number in range(crew.workers)
     }
-    scheduler = {"cls": Scheduler, "options": {**common, "port": 0, "dashboard_address": None}}
+    scheduler = {"cls": Scheduler, "options": {**common, "port": 0, "dashboard_address": f"{LOOPBACK}:0"}}
     return SpecCluster(workers, scheduler, security=security, silence_logs=logging.CRITICAL)
 
 
@@ -198,7 +199,7 @@ def _slurm_cluster(crew: Crew) -> Any:
         memory=memory,
         python=sys.executable,
         job_script_prologue=exports,
-        scheduler_options={"dashboard": False, "dashboard_address": None},
+        scheduler_options={"dashboard": False, "dashboard_address": f"{LOOPBACK}:0"},
         worker_extra_args=["--no-dashboard"],
     )
     cluster.scale(jobs=crew.workers)
