@@ -14,6 +14,7 @@ from functools import cache, lru_cache
 from typing import Literal
 
 from .errors import InputError
+from .languages import foreign_spellings, is_side_word, meaning_of, without_side
 from .vocabulary import (
     ANATOMICAL_STRUCTURE,
     SIDE_CODES,
@@ -75,6 +76,7 @@ class Query:
     structure, side: the structure and, for a paired one, the side asked for; side None is the whole.
     status: "known", or "unknown" when the text goes to the text tower as typed.
     suggestions: names that may have been meant; offered, never used.
+    language: in which the name was typed, such as "German", where it isn't English.
     warnings: sentences for the user.
     """
 
@@ -85,6 +87,7 @@ class Query:
     status: Literal["known", "unknown"]
     suggestions: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
+    language: str | None = None
 
     @property
     def code(self) -> Code | None:
@@ -188,6 +191,9 @@ def _resolve_one(typed: str) -> Query:
         if entry.side and sides - {entry.side}:
             return _unknown(typed, (), f"{_quoted(typed)} names both sides; type the one that is meant.")
         return _known(typed, entry, sides)
+    if meaning := meaning_of(typed):
+        known = _known(typed, _Entry(meaning.structure), meaning.sides if len(meaning.sides) == 1 else frozenset())
+        return replace(known, language=meaning.language)
     if not rest:
         missing = "names a side and no structure" if words else "has no letters"
         return _unknown(typed, (), f"{_quoted(typed)} {missing}; type the structure, for example: left kidney.")
@@ -196,7 +202,7 @@ def _resolve_one(typed: str) -> Query:
     if listed and all(query.structure for query in listed):
         names = tuple(query.name for query in listed)
         return _unknown(typed, names, f"{_quoted(typed)} is taken as one name; give each structure as one of its own.")
-    return _unknown(typed, _likely_meant(words))
+    return _unknown(typed, _likely_meant(words, typed))
 
 
 def _known(typed: str, entry: _Entry, sides: frozenset[Side] = frozenset()) -> Query:
@@ -223,15 +229,18 @@ def _named(structure: Structure, sides: frozenset[Side]) -> str:
     return " ".join([*sides, structure.name]) if structure.side == "paired" else structure.name
 
 
-def _likely_meant(words: Key) -> tuple[str, ...]:
+def _likely_meant(words: Key, typed: str) -> tuple[str, ...]:
     """Names of the structures of which one wording is nearly these words, the likeliest first."""
     words = tuple(next(iter(difflib.get_close_matches(word, SIDE_CODES, 1, TYPO_LIKENESS)), word) for word in words)
     candidates = _typo_candidates()
     likeness: dict[str, float] = {}
-    for text in (" ".join(words), " ".join(_sideless(words))):
+    readings = [(" ".join(words), _sides(words)), (" ".join(_sideless(words)), _sides(words))]
+    if foreign := without_side(typed):
+        readings.append((foreign[0], frozenset({foreign[1]})))
+    for text, sides in readings:
         if SHORTEST_TYPO <= len(text) <= LONGEST_TYPO:
             for wording in difflib.get_close_matches(text, candidates, 4 * SUGGESTIONS_MOST, TYPO_LIKENESS):
-                name = _named(candidates[wording], _sides(words))
+                name = _named(candidates[wording], sides)
                 ratio = difflib.SequenceMatcher(None, wording, text).ratio()
                 likeness[name] = max(ratio, likeness.get(name, 0.0))
     best = sorted(likeness, key=lambda name: -likeness[name])[:SUGGESTIONS_MOST]
@@ -292,6 +301,8 @@ def _typo_candidates() -> Mapping[str, Structure]:
     for structure in vocabulary().values():
         for wording in wordings(structure):
             candidates.setdefault(" ".join(_words(wording)), structure)
+    for spelling, structure in foreign_spellings().items():
+        candidates.setdefault(spelling, structure)
     return {text: structure for text, structure in candidates.items() if len(text) >= SHORTEST_TYPO}
 
 
@@ -330,7 +341,7 @@ def _sideless(words: Key) -> Key:
 
 def _is_side(text: str) -> bool:
     words = _words(text)
-    return bool(words) and not _sideless(words)
+    return bool(words) and not _sideless(words) or is_side_word(text)
 
 
 def _singular(word: str) -> str:

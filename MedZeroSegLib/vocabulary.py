@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from importlib.resources import files
 from types import MappingProxyType
@@ -63,6 +63,7 @@ class Structure:
     parents: names of all structures that contain or overlap it, parents of parents included; the same voxel may be in
         both. Generic findings and devices may lie in any structure besides.
     encloses: for a ring, the name of the structure in its hole.
+    names: what it is called in other languages, by `languages.LANGUAGES`; they resolve to it, and no model reads them.
     """
 
     name: str
@@ -78,6 +79,7 @@ class Structure:
     side: Literal["paired", "none"]
     parents: tuple[str, ...]
     encloses: str | None
+    names: Mapping[str, tuple[str, ...]] = field(default_factory=dict, hash=False, compare=False)
 
 
 @dataclass(frozen=True)
@@ -167,4 +169,5 @@ def _structure(row: dict[str, Any]) -> Structure:
         side=row["side"],
         parents=tuple(row["parents"]),
         encloses=row["encloses"],
+        names={language: tuple(names) for language, names in row.get("names", {}).items()},
     )

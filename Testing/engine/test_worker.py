@@ -160,12 +160,12 @@ def test_a_wrong_message_is_refused_at_once(engine):
 @pytest.mark.parametrize("environment", [{}, {"LC_ALL": "C", "LANG": "C", "PYTHONUTF8": "0"}], ids=["usual", "C"])
 def test_names_and_paths_in_any_script_arrive_whole(folder, environment):
     engine = Engine(folder, **environment)
-    names = ("Vorhof (Ö)", "左心房", "lung \N{LUNGS}", 'a "quoted"\nname')
+    names = ("Vorhof (Ö)", "左手指", "lung \N{LUNGS}", 'a "quoted"\nname')
     number = engine.ask(["tell"], ["deliver", 1], names=names)
     engine.finish()
     told, segment, end = (event for event in engine.of(number) if event["event"] != "progress")
     assert tuple(told["got"]["names"]) == names and told["got"]["folder"] == str(folder)
-    assert segment["name"] == "左心房" and Path(segment["mask"]).parent == folder and Path(segment["mask"]).is_file()
+    assert segment["name"] == "左手指" and Path(segment["mask"]).parent == folder and Path(segment["mask"]).is_file()
     assert end["event"] == "finished"
     engine.close()
 
