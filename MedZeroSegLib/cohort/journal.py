@@ -12,12 +12,14 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from MedZeroSegLib.cohort.case import Case
-from MedZeroSegLib.cohort.case_record import CaseRecord
-from MedZeroSegLib.cohort.settings import CaseMarks
 from MedZeroSegLib.errors import InputError, InstallationError
+
+if TYPE_CHECKING:
+    from MedZeroSegLib.cohort.case import Case
+    from MedZeroSegLib.cohort.case_record import CaseRecord
+    from MedZeroSegLib.cohort.settings import CaseMarks
 
 FILE, LOCK_FILE = "journal.sqlite", ".running.sqlite"
 BUSY_S = 30.0  # how long a reader or the writer waits for the other
@@ -40,7 +42,7 @@ CREATE TABLE IF NOT EXISTS cases (
     weights TEXT,
     record TEXT                         -- JSON of CaseRecord
 );
-CREATE INDEX IF NOT EXISTS cases_by_status ON cases (status, run);
+CREATE INDEX IF NOT EXISTS cases_by_status ON cases (status, name);
 CREATE TABLE IF NOT EXISTS outputs (
     name TEXT NOT NULL, file TEXT NOT NULL, sha256 TEXT NOT NULL, size INTEGER NOT NULL, PRIMARY KEY (name, file)
 ) WITHOUT ROWID;
@@ -134,6 +136,8 @@ class Journal:
 
     def finish(self, answer: Mapping[str, Any], run: int) -> None:
         """Note a case that is done and whose files lie in their place; ``answer`` as `work.run_case` gives it."""
+        from MedZeroSegLib.cohort.case_record import CaseRecord
+
         record = CaseRecord.from_json(answer["record"])
         with self._transaction() as database:
             database.execute(
@@ -189,6 +193,8 @@ class Journal:
 
     def records(self) -> Iterator[CaseRecord]:
         """The records of all cases that are done or failed, in the order of their names."""
+        from MedZeroSegLib.cohort.case_record import CaseRecord
+
         with self._telling():
             rows = self._database.execute(
                 "SELECT record FROM cases WHERE status IN ('done', 'failed') AND record IS NOT NULL ORDER BY name"

@@ -179,7 +179,7 @@ def _write(segmentation: Segmentation, case: Case, settings: RunSettings, place:
         from MedZeroSegLib.dicom_seg import write_dicom_seg
 
         names["dicom_seg"] = f"{case.name}.dcm"
-        write_dicom_seg(segmentation, case.image, place / names["dicom_seg"])
+        write_dicom_seg(segmentation, case.image, place / names["dicom_seg"], case.files or None)
     return names
 
 

@@ -23,6 +23,7 @@ LOOPBACK = "127.0.0.1"
 MEMORY_SHARE_MAX = 0.95  # of its part of the memory; a worker that takes more is ended before the machine stalls
 START_S = 180  # until a worker must have come up, with all its imports
 SLURM = "slurm"
+TRIM = {"MALLOC_TRIM_THRESHOLD_": "65536"}  # glibc gives memory back after each case
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 MISSING = "Cohorts need Dask, which isn't installed; run `pip install 'medzeroseg[cohort]'`."
 SLURM_MISSING = "Starting workers through SLURM needs dask-jobqueue; run `pip install dask-jobqueue`."
@@ -144,7 +145,7 @@ def _configuration(crew: Crew) -> dict[str, Any]:
         "distributed.worker.memory.terminate": MEMORY_SHARE_MAX,
         "distributed.worker.daemon": True,
         "distributed.scheduler.no-workers-timeout": None if crew.scheduler else f"{START_S}s",
-        "distributed.nanny.pre-spawn-environ": {name: str(crew.threads) for name in THREAD_VARIABLES},
+        "distributed.nanny.pre-spawn-environ": {**TRIM, **_thread_variables(crew)},
         "distributed.scheduler.http.routes": [],
         "distributed.worker.http.routes": [],
     }
@@ -179,7 +180,11 @@ def _environment(crew: Crew, number: int) -> dict[str, str]:
     visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
     cards = visible if visible[0] else [str(card) for card in range(crew.gpus)]
     card = {"CUDA_VISIBLE_DEVICES": cards[number % crew.gpus]} if crew.gpus else {}
-    return {**ENVIRONMENT, **{name: str(crew.threads) for name in THREAD_VARIABLES}, **card}
+    return {**ENVIRONMENT, **_thread_variables(crew), **card}
+
+
+def _thread_variables(crew: Crew) -> dict[str, str]:
+    return {name: str(crew.threads) for name in THREAD_VARIABLES}
 
 
 def _slurm_cluster(crew: Crew) -> Any:
