@@ -12,6 +12,7 @@ import typer
 
 from MedZeroSegLib.cohort.commands import cohort, status
 from MedZeroSegLib.errors import InstallationError, MedZeroSegError
+from MedZeroSegLib.evaluation.commands import evaluate_app, reproduce
 
 if TYPE_CHECKING:
     from MedZeroSegLib.segment import Segmentation
@@ -24,13 +25,13 @@ DEMO_NAMES = "left lung; right lung"
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="Text-prompted segmentation of medical images.")
 weights_app = typer.Typer(no_args_is_help=True, help="List, fetch, import and verify model weights.")
-evaluate_app = typer.Typer(no_args_is_help=True, help="Measure a preset on images with reference masks.")
 train_app = typer.Typer(no_args_is_help=True, help="Train what the presets use.")
 app.add_typer(weights_app, name="weights")
 app.add_typer(evaluate_app, name="evaluate")
 app.add_typer(train_app, name="train")
 app.command()(cohort)
 app.command()(status)
+app.command()(reproduce)
 
 PresetOption = Annotated[str, typer.Option(help="lite, lite-research (non-commercial), base or base/VARIANT.")]
 DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")]
@@ -41,7 +42,7 @@ WeightsOption = Annotated[Optional[Path], typer.Option(help="Folder in which wei
 def segment(
     image: Annotated[Path, typer.Argument(help="NIfTI, NRRD, MetaImage, PNG, JPEG, a DICOM file or a DICOM folder.")],
     structures: Annotated[str, typer.Option(help='Names separated by ";" or ",", such as "liver; left kidney".')],
-    output: Annotated[Path, typer.Option(help=".seg.nrrd, .nii or .nii.gz.")],
+    output: Annotated[Path, typer.Option(help=".seg.nrrd, .nii, .nii.gz, or .dcm for a DICOM image.")],
     preset: PresetOption = "lite",
     device: DeviceOption = "auto",
     report: Annotated[Optional[Path], typer.Option(help="JSON file that says how the result was made.")] = None,  # noqa: UP045
@@ -107,50 +108,6 @@ def names(text: Annotated[str, typer.Argument(help='Names as typed, such as "lt 
             query.typed, known, query.side or "-", code, query.status, suggestions, " ".join(query.warnings) or "-"
         )
     Console().print(table)
-
-
-@evaluate_app.command("manifest")
-def evaluate_manifest(
-    manifest: Annotated[Path, typer.Argument(help="manifest.csv with one row per image and mask.")],
-    output: Annotated[Path, typer.Option(help="Folder for cases.csv and summary.md.")],
-    split: Annotated[str, typer.Option(help="The manifest's split to measure.")] = "val",
-    preset: PresetOption = "lite",
-    device: DeviceOption = "auto",
-    baseline: Annotated[
-        bool, typer.Option("--baseline", help="Also run the naive reference on the same weights.")
-    ] = False,
-    overlays: Annotated[Optional[Path], typer.Option(help="Folder for overlay pictures.")] = None,  # noqa: UP045
-    limit: Annotated[Optional[int], typer.Option(help="At most this many images of each source.")] = None,  # noqa: UP045
-    variant: Annotated[
-        Optional[list[str]],  # noqa: UP045
-        typer.Option(help="Variant of the preset base, or dense for all dense ones; may be given several times."),
-    ] = None,
-    weights_folder: WeightsOption = None,
-) -> None:
-    """Dice, IoU, surface Dice, found and false-find rates on a manifest's images."""
-    from MedZeroSegLib.evaluation.ablation import chosen_presets, evaluate_variants
-    from MedZeroSegLib.evaluation.baseline import naive_segment
-    from MedZeroSegLib.evaluation.run import evaluate_manifest as evaluate
-    from MedZeroSegLib.pipeline import segment as segment_volume
-    from MedZeroSegLib.presets import load_engine
-
-    def measure(name: str, folder: Path) -> str:
-        engine = load_engine(name, device, weights_folder)
-        return evaluate(
-            manifest,
-            split,
-            lambda volume, asked: segment_volume(volume, asked, name, device, weights_folder),
-            folder,
-            name,
-            baseline=(lambda volume, asked: naive_segment(engine, volume, asked)) if baseline else None,
-            overlays=overlays,
-            limit=limit,
-        )
-
-    if variant:
-        typer.echo(evaluate_variants(chosen_presets(preset, variant), measure, output))
-    else:
-        typer.echo(measure(preset, output))
 
 
 @train_app.command("lite")

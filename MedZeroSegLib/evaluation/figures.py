@@ -97,6 +97,16 @@ def nsd(score: Score) -> float | None:
     return score.nsd if score.present else None
 
 
+def hd95(score: Score) -> float | None:
+    """95th percentile of the surfaces' distance where the structure is present."""
+    return score.hd95 if score.present else None
+
+
+def slice_dice(score: Score) -> float | None:
+    """Mean Dice over the slices that hold the structure."""
+    return score.slice_dice if score.present else None
+
+
 def found(score: Score) -> float | None:
     """1 or 0 where the structure is present."""
     return float(score.found) if score.present else None
@@ -119,8 +129,8 @@ def cells(scores: Iterable[Score]) -> dict[tuple[str, str], list[Score]]:
 class Comparison:
     """Two methods on the same cases, where the structure is present.
 
-    ``difference`` is ours minus the other's, in Dice; ``p`` is the two-sided paired Wilcoxon test over ``patients``
-    (each patient's mean over structures), NaN for fewer than two.
+    ``difference`` is ours minus the other's, in Dice; ``p`` is the two-sided paired Wilcoxon test and ``p_t`` the
+    two-tailed paired t-test over ``patients`` (each patient's mean over structures), NaN for fewer than two.
     """
 
     ours: Estimate
@@ -128,6 +138,7 @@ class Comparison:
     difference: Estimate
     p: float
     patients: int
+    p_t: float = float("nan")
 
 
 def compare(scores: Sequence[Score], others: Sequence[Score]) -> Comparison:
@@ -150,7 +161,18 @@ def compare(scores: Sequence[Score], others: Sequence[Score]) -> Comparison:
         bootstrap.estimate(structures, difference_of),
         _wilcoxon(differences),
         len(differences),
+        _t_test(differences),
     )
+
+
+def holm(values: Sequence[float]) -> list[float]:
+    """p values adjusted for their number (Holm 1979); NaN stays and doesn't count."""
+    order = sorted((n for n, p in enumerate(values) if not np.isnan(p)), key=lambda n: values[n])
+    adjusted, highest = list(values), 0.0
+    for place, n in enumerate(order):
+        highest = max(highest, min(1.0, values[n] * (len(order) - place)))
+        adjusted[n] = highest
+    return adjusted
 
 
 def _patient_means(scores: Iterable[Score], measure: Callable[[Score], float]) -> np.ndarray:
@@ -166,6 +188,14 @@ def _wilcoxon(differences: np.ndarray) -> float:
     if len(differences) < 2:
         return float("nan")
     return float(stats.wilcoxon(differences).pvalue) if differences.any() else 1.0
+
+
+def _t_test(differences: np.ndarray) -> float:
+    if len(differences) < 2:
+        return float("nan")
+    if np.ptp(differences) == 0:  # no spread to measure the mean by
+        return 1.0 if differences[0] == 0 else 0.0
+    return float(stats.ttest_1samp(differences, 0.0).pvalue)
 
 
 def _interval(resampled: np.ndarray) -> tuple[float, float]:

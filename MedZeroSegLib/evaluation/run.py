@@ -1,4 +1,4 @@
-"""Measure a segmenter on the images of a manifest: ask, compare, keep scores; an interrupted run goes on."""
+"""Measure a segmenter on images with reference masks: ask, compare, keep scores; an interrupted run goes on."""
 
 from __future__ import annotations
 
@@ -13,64 +13,67 @@ import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from MedZeroSegLib.evaluation.manifest import Case, read_manifest
+from MedZeroSegLib.evaluation.answers import answers_path, write_answers
+from MedZeroSegLib.evaluation.drawings import layers_of
 from MedZeroSegLib.evaluation.metrics import agreement, metric_spacing
-from MedZeroSegLib.evaluation.overlays import Layer, write_layers
-from MedZeroSegLib.evaluation.questions import Question, Questionnaire, images_of
-from MedZeroSegLib.evaluation.report import RunFacts, summary
+from MedZeroSegLib.evaluation.overlays import write_layers
+from MedZeroSegLib.evaluation.prompt_sets import Prompts, check_known
+from MedZeroSegLib.evaluation.questions import Questionnaire, images_of
+from MedZeroSegLib.evaluation.reference import Image, Reference, read_reference
+from MedZeroSegLib.evaluation.report import RunFacts
+from MedZeroSegLib.evaluation.report_files import Measured, write_report_files
 from MedZeroSegLib.evaluation.scores import Score, ScoreTable
+from MedZeroSegLib.evaluation.target import Target, manifest_target
 from MedZeroSegLib.segment import Segmentation
+from MedZeroSegLib.slices import slice_frame
 from MedZeroSegLib.volume import Volume
-from MedZeroSegLib.weights_catalogue import sha256_of
 from MedZeroSegLib.writers import replacing
 
 Segmenter = Callable[[Volume, Sequence[str]], Segmentation]
 NaiveSegmenter = Callable[[Volume, Sequence[str]], Mapping[str, np.ndarray]]
-Image = Sequence[Case]  # all rows of one image
-
-
-@dataclass(frozen=True)
-class _Reference:
-    """One image, what is asked of it, and the true mask of each name."""
-
-    volume: Volume
-    questions: tuple[Question, ...]
-    masks: dict[str, np.ndarray]
-
-    @property
-    def names(self) -> list[str]:
-        return [question.name for question in self.questions]
 
 
 def evaluate_manifest(
-    manifest: Path | str,
-    split: str,
+    manifest: Path | str, split: str, segmenter: Segmenter, output: Path | str, preset: str, **options: Any
+) -> str:
+    """``evaluate`` on one split of a manifest."""
+    return evaluate(manifest_target(manifest, split), segmenter, output, preset, **options)
+
+
+def evaluate(
+    target: Target,
     segmenter: Segmenter,
     output: Path | str,
     preset: str,
+    prompts: Prompts | None = None,
     baseline: NaiveSegmenter | None = None,
     overlays: Path | str | None = None,
     limit: int | None = None,
+    page: bool = False,
     progress: bool = True,
 ) -> str:
-    """Ask for every structure that a split's images mark, compare, and report.
+    """Ask for every structure that the images mark, compare, and report.
 
-    Writes ``cases.csv``, ``summary.md`` and ``run.json`` (what was run) into ``output``, and ``baseline.csv`` when a
-    baseline is given. Images that the folder already holds for the same manifest, split, preset, version, weights
-    and settings are not segmented again.
+    Writes ``cases.csv``, ``patients.csv``, ``summary.md``, ``run.json`` (what was run) and the masks into ``output``,
+    ``baseline.csv`` when a baseline is given, and ``report.html`` when a page is wanted. Images that the folder
+    already holds for the same images, preset, prompts, version, weights and settings are not segmented again.
 
     Parameters
     ----------
     segmenter
-        Gives one segment for each name, in order.
+        Gives one segment for each text, in order.
     preset
         Its name, for the report.
+    prompts
+        What is typed; the structures' names without.
     baseline
         The naive reference on the same weights.
     overlays
         Folder for one PNG of each image.
     limit
         At most so many images of each source.
+    page
+        Whether to write the report as HTML too, with pictures.
     progress
         Whether to show a bar and remarks on stderr.
 
@@ -82,38 +85,47 @@ def evaluate_manifest(
     Raises
     ------
     InputError, InstallationError
-        When the manifest or an image is at fault, or the folder can't be written to.
+        When an image or the prompts are at fault, or the folder can't be written to.
     """
     output = Path(output)
-    images = images_of(read_manifest(manifest, split), limit)
-    console = Console(stderr=True, quiet=not progress)
+    images = images_of(target.cases, limit)
+    questionnaire = Questionnaire(target.annotated)
+    if prompts is not None:
+        check_known(prompts, {name for names in questionnaire.schemes.values() for name in names})
+    asked: dict[str, Any] = {**target.identity, "preset": preset}
+    if prompts is not None:
+        asked["prompts"] = {"name": prompts.name, "sha256": prompts.sha256}
     run = _Run(
         segmenter,
         baseline,
-        Questionnaire(read_manifest(manifest)),
-        _RunFile(output / "run.json", {"manifest": sha256_of(Path(manifest)), "split": split, "preset": preset}),
+        questionnaire,
+        prompts,
+        _RunFile(output / "run.json", asked),
         ScoreTable(output / "cases.csv"),
         ScoreTable(output / "baseline.csv"),
+        output / "masks",
         None if overlays is None else Path(overlays),
-        console,
+        Console(stderr=True, quiet=not progress),
     )
     run.ours.save()  # a folder that can't be written to shows before the work
     run.measure_all(images)
     chosen = {case.case_id for image in images for case in image}
-    text = summary(
+    measured = Measured(
         [row for row in run.ours.rows if row.case in chosen],
-        run.file.facts,
         [row for row in run.naive.rows if row.case in chosen],
+        run.file.facts,
+        images,
+        questionnaire,
+        prompts,
+        run.masks,
     )
-    with replacing(output / "summary.md") as file:
-        file.write(text.encode("utf-8"))
-    return text
+    return write_report_files(measured, output, page)
 
 
 class _RunFile:
     """``run.json``: what the scores beside it were made with."""
 
-    def __init__(self, path: Path, asked: Mapping[str, str]) -> None:
+    def __init__(self, path: Path, asked: Mapping[str, Any]) -> None:
         self.path = path
         self.asked = dict(asked)
         try:
@@ -124,7 +136,8 @@ class _RunFile:
     def matches(self, segmentation: Segmentation) -> bool:
         """Whether the scores beside the file were made with what made this segmentation."""
         identity = self._identity(segmentation)
-        return {key: self.content.get(key) for key in identity} == identity
+        kept = {key: value for key, value in self.content.items() if key != "device"}
+        return kept == identity
 
     def save(self, segmentation: Segmentation) -> None:
         self.content = {**self._identity(segmentation), "device": segmentation.device}
@@ -142,6 +155,8 @@ class _RunFile:
             device=content["device"],
             weights=tuple(content["weights"]),
             trained_sources=None if trained is None else tuple(trained),
+            data=content.get("data", ""),
+            prompts=content.get("prompts"),
         )
 
     def _identity(self, segmentation: Segmentation) -> dict[str, Any]:
@@ -155,9 +170,11 @@ class _Run:
     segmenter: Segmenter
     baseline: NaiveSegmenter | None
     questionnaire: Questionnaire
+    prompts: Prompts | None
     file: _RunFile
     ours: ScoreTable
     naive: ScoreTable
+    masks: Path
     overlays: Path | None
     console: Console
 
@@ -179,11 +196,12 @@ class _Run:
 
     def is_done(self, image: Image) -> bool:
         drawn = self.overlays is None or _overlay_path(self.overlays, image).is_file()
-        return drawn and self.ours.holds(image) and (self.baseline is None or self.naive.holds(image))
+        kept = drawn and answers_path(self.masks, image).is_file()
+        return kept and self.ours.holds(image) and (self.baseline is None or self.naive.holds(image))
 
     def _begin(self, image: Image) -> None:
         """Measure the first image; scores that another segmenter left are forgotten."""
-        reference = _read(image, self.questionnaire)
+        reference = read_reference(image, self.questionnaire, self.prompts)
         segmentation, rows = _measure(reference, self.segmenter)
         if not self.file.matches(segmentation):
             if self.ours.rows:
@@ -195,46 +213,47 @@ class _Run:
         self._keep(image, reference, segmentation, rows)
 
     def _go_on(self, image: Image) -> None:
-        reference = _read(image, self.questionnaire)
+        reference = read_reference(image, self.questionnaire, self.prompts)
         self._keep(image, reference, *_measure(reference, self.segmenter))
 
-    def _keep(self, image: Image, reference: _Reference, segmentation: Segmentation, rows: Sequence[Score]) -> None:
+    def _keep(self, image: Image, reference: Reference, segmentation: Segmentation, rows: Sequence[Score]) -> None:
+        masks = _masks(reference, segmentation)
+        write_answers(answers_path(self.masks, image), masks)
         if self.baseline is not None:
             self.naive.put(_measure_naive(reference, self.baseline))
         if self.overlays is not None:
-            _draw(reference, segmentation, rows, _overlay_path(self.overlays, image))
+            title = f"{rows[0].source}, {rows[0].case}"
+            layers = layers_of(rows, masks, reference.masks)
+            write_layers(reference.volume, layers, _overlay_path(self.overlays, image), title)
         self.ours.put(rows)
 
 
-def _read(image: Image, questionnaire: Questionnaire) -> _Reference:
-    volume, labels = image[0].read()
-    labels_of = {image[0].case_id: labels}
-    labels_of.update({case.case_id: case.read_labels(volume) for case in image[1:]})
-    questions = tuple(questionnaire.of(image))
-    masks = {question.name: question.reference(labels_of[question.case.case_id]) for question in questions}
-    return _Reference(volume, questions, masks)
-
-
-def _measure(reference: _Reference, segmenter: Segmenter) -> tuple[Segmentation, list[Score]]:
+def _measure(reference: Reference, segmenter: Segmenter) -> tuple[Segmentation, list[Score]]:
     started = time.perf_counter()
-    segmentation = segmenter(reference.volume, reference.names)
+    segmentation = segmenter(reference.volume, reference.texts)
     seconds = time.perf_counter() - started
-    masks = {name: segment.mask for name, segment in zip(reference.names, segmentation.segments, strict=True)}
-    return segmentation, _scores(reference, masks, seconds)
+    return segmentation, _scores(reference, _masks(reference, segmentation), seconds)
 
 
-def _measure_naive(reference: _Reference, baseline: NaiveSegmenter) -> list[Score]:
+def _masks(reference: Reference, segmentation: Segmentation) -> dict[str, np.ndarray]:
+    """The mask of each name that was asked for."""
+    pairs = zip(reference.questions, segmentation.segments, strict=True)
+    return {question.name: segment.mask for question, segment in pairs}
+
+
+def _measure_naive(reference: Reference, baseline: NaiveSegmenter) -> list[Score]:
     started = time.perf_counter()
-    masks = baseline(reference.volume, reference.names)
-    return _scores(reference, masks, time.perf_counter() - started)
+    masks = baseline(reference.volume, reference.texts)
+    by_name = {question.name: masks[reference.typed[question.name]] for question in reference.questions}
+    return _scores(reference, by_name, time.perf_counter() - started)
 
 
-def _scores(reference: _Reference, masks: Mapping[str, np.ndarray], seconds: float) -> list[Score]:
-    spacing = metric_spacing(reference.volume)
+def _scores(reference: Reference, masks: Mapping[str, np.ndarray], seconds: float) -> list[Score]:
+    spacing, slice_axis = metric_spacing(reference.volume), slice_frame(reference.volume).permutation[0]
     rows = []
     for question in reference.questions:
         case = question.case
-        agreed = agreement(reference.masks[question.name], masks[question.name], spacing)
+        agreed = agreement(reference.masks[question.name], masks[question.name], spacing, slice_axis)
         rows.append(
             Score(
                 case=case.case_id,
@@ -245,20 +264,10 @@ def _scores(reference: _Reference, masks: Mapping[str, np.ndarray], seconds: flo
                 patient=case.patient_id,
                 modality=case.modality,
                 kind=question.kind,
+                typed=reference.typed[question.name],
             )
         )
     return rows
-
-
-def _draw(reference: _Reference, segmentation: Segmentation, rows: Sequence[Score], path: Path) -> None:
-    """What is present or was found."""
-    layers: list[Layer] = []
-    for question, segment, row in zip(reference.questions, segmentation.segments, rows, strict=True):
-        if row.present or row.found:
-            verdict = f"Dice {row.dice:.2f}" if row.present and row.found else "missed" if row.present else "false find"
-            label, filled = f"{question.name}: {verdict}", row.kind != "whole"
-            layers.append(Layer(label, segment.mask, reference.masks[question.name], filled))
-    write_layers(reference.volume, layers, path, f"{rows[0].source}, {rows[0].case}")
 
 
 def _overlay_path(folder: Path, image: Image) -> Path:

@@ -20,7 +20,8 @@ class Score:
     """One name asked in one case; the measures are None where the structure is absent and wasn't found.
 
     ``seconds`` is the image's time divided by the names asked. ``kind`` is "marked" (by the mask), "whole" (union of
-    marked parts) or "far" (of another body region).
+    marked parts) or "far" (of another body region). ``typed`` is the text that stood for the structure. The last three
+    are None or "" in tables of older versions.
     """
 
     case: str
@@ -35,6 +36,9 @@ class Score:
     patient: str
     modality: str
     kind: str
+    hd95: float | None = None
+    slice_dice: float | None = None
+    typed: str = ""
 
 
 COLUMNS = tuple(field.name for field in fields(Score))
@@ -108,6 +112,9 @@ def _score(row: dict[str, str]) -> Score:
         patient=row["patient"],
         modality=row["modality"],
         kind=row["kind"],
+        hd95=measure("hd95") if "hd95" in row else None,
+        slice_dice=measure("slice_dice") if "slice_dice" in row else None,
+        typed=row.get("typed", ""),
     )
 
 

@@ -31,13 +31,29 @@ def test_both_empty_is_a_true_negative_without_measures():
 
 def test_one_empty_counts_zero_whichever_it_is():
     empty, full = np.zeros((3, 8, 8), bool), box((3, 8, 8), (1, 2), (2, 5), (2, 5))
-    assert agreement(full, empty, UNIT) == Agreement(True, False, 0.0, 0.0, 0.0)
-    assert agreement(empty, full, UNIT) == Agreement(False, True, 0.0, 0.0, 0.0)
+    diagonal = float(np.linalg.norm((3 * 4.0, 8, 8)))  # mm
+    assert agreement(full, empty, (4.0, 1.0, 1.0)) == Agreement(True, False, 0.0, 0.0, 0.0, diagonal, 0.0)
+    assert agreement(empty, full, (4.0, 1.0, 1.0)) == Agreement(False, True, 0.0, 0.0, 0.0, diagonal, None)
 
 
 def test_equal_masks_agree_fully():
     mask = box((6, 9, 9), (1, 4), (2, 7), (3, 8))
-    assert agreement(mask, mask.copy(), (3.0, 0.7, 0.7)) == Agreement(True, True, 1.0, 1.0, 1.0)
+    assert agreement(mask, mask.copy(), (3.0, 0.7, 0.7)) == Agreement(True, True, 1.0, 1.0, 1.0, 0.0, 1.0)
+
+
+def test_hausdorff_distance_is_in_mm_across_thick_slices():
+    one, moved = box((10, 12, 12), (2, 6), (3, 9), (3, 9)), box((10, 12, 12), (3, 7), (3, 9), (3, 9))
+    assert agreement(one, moved, (5.0, 1.0, 1.0)).hd95 == pytest.approx(5.0)
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_slices_are_counted_where_the_reference_is_and_only_there(axis):
+    reference, predicted = box((6, 9, 9), (1, 4), (2, 6), (3, 7)), box((6, 9, 9), (2, 6), (2, 6), (3, 7))
+    order = np.argsort((axis, *(other for other in range(3) if other != axis)))
+    turned = [np.transpose(mask, order) for mask in (reference, predicted)]
+    agreed = agreement(*turned, UNIT, axis)
+    assert agreed.slice_dice == pytest.approx(2 / 3)  # slices 1, 2, 3: missed, right, right
+    assert agreed.dice == pytest.approx(2 * 2 / (3 + 4))
 
 
 def test_a_square_moved_by_one_pixel():
