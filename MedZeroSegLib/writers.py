@@ -18,7 +18,8 @@ from .errors import InputError, InstallationError
 from .segment import Segment, Segmentation
 from .volume import Volume
 
-SUFFIXES = (".seg.nrrd", ".nii.gz", ".nii")
+DICOM_SUFFIX = ".dcm"
+SUFFIXES = (".seg.nrrd", ".nii.gz", ".nii", DICOM_SUFFIX)
 TABLE_SUFFIX = ".labels.json"  # beside a NIfTI label map, whose format has no room for names
 WRONG_PATH = (errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.EINVAL, errno.ELOOP)
 NOTICE = "For research use; every segment is to be reviewed by a qualified person."
@@ -28,7 +29,8 @@ def write_segmentation(segmentation: Segmentation, path: str | Path) -> tuple[Pa
     """Write a segmentation in the format that the path's suffix names.
 
     .seg.nrrd keeps every segment in full with name, color, code and provenance, and opens in 3D Slicer. .nii and
-    .nii.gz hold a label map; a table of its labels is written beside it as NAME.labels.json. Missing folders are made.
+    .nii.gz hold a label map; a table of its labels is written beside it as NAME.labels.json. .dcm is a DICOM SEG object
+    that refers to the image, which must be DICOM too. Missing folders are made.
 
     Returns
     -------
@@ -47,6 +49,10 @@ def write_segmentation(segmentation: Segmentation, path: str | Path) -> tuple[Pa
 
     path = Path(path)
     suffix = check_output(path, segmentation.volume.path)
+    if suffix == DICOM_SUFFIX:
+        from .dicom_seg import write_dicom_seg
+
+        return (write_dicom_seg(segmentation, segmentation.volume.path, path),)
     if suffix == ".seg.nrrd":
         with replacing(path) as file:
             write_seg_nrrd(segmentation, file)
@@ -66,7 +72,8 @@ def check_output(path: str | Path, source: Path | None = None) -> str:
     Raises
     ------
     InputError
-        When the format is not supported, the path is a folder, or it is the image itself.
+        When the format is not supported, or refers to DICOM images and ``source`` is none; when the path is a folder,
+        or the image itself.
     """
     path = Path(path)
     suffix = next((suffix for suffix in SUFFIXES if path.name.lower().endswith(suffix)), None)
@@ -76,6 +83,10 @@ def check_output(path: str | Path, source: Path | None = None) -> str:
         raise InputError(f"'{path}' is a folder; give the name of a file in it, ending in {', '.join(SUFFIXES)}.")
     if source is not None and os.path.exists(path) and os.path.exists(source) and os.path.samefile(path, source):
         raise InputError(f"'{path}' is the image itself, which would be lost; give another name for the output.")
+    if suffix == DICOM_SUFFIX:
+        from .dicom_seg import require_dicom
+
+        require_dicom(source)
     return suffix
 
 
