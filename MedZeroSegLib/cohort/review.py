@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from MedZeroSegLib.cohort.outliers import outliers_of
-from MedZeroSegLib.errors import InputError
+from MedZeroSegLib.errors import InputError, InstallationError
 from MedZeroSegLib.writers import replacing
 
 if TYPE_CHECKING:
@@ -50,6 +50,8 @@ class ReviewRow:
     status : "open", "accepted" or "corrected"
     seconds : float or None
         Time that the reviewer took.
+    note : str
+        The reviewer's.
     masks : str
         Fingerprint of the case's masks. Masks that were made anew and differ want to be accepted anew.
     """
@@ -62,6 +64,7 @@ class ReviewRow:
     reason: str
     status: str = OPEN
     seconds: float | None = None
+    note: str = ""
     masks: str = ""
 
 
@@ -93,19 +96,112 @@ def write_review(records: Sequence[CaseRecord], file: Path) -> tuple[ReviewRow, 
     return tuple(merged)
 
 
+def review_rows(records: Sequence[CaseRecord]) -> list[ReviewRow]:
+    """A row for each case that is done, the most doubtful first."""
+    unusual, usual = outliers_of(records), _usual_structures(records)
+    rows = [_row(record, unusual, usual) for record in records if record.status == "done"]
+    return sorted(rows, key=lambda row: (-row.doubt, row.case))
+
+
+def _row(record: CaseRecord, unusual: Mapping[tuple[str, str], float], usual: Mapping[str, float]) -> ReviewRow:
+    concerns = [
+        _concern(segment, unusual.get((record.case, segment.name)), usual.get(segment.name))
+        for segment in record.segments
+    ]
+    concerns.sort(key=lambda concern: -concern.doubt)
+    told = [concern for concern in concerns if concern.doubt >= CONCERN_MIN] or concerns[:1]
+    masks = "".join(segment.mask_sha256 for segment in record.segments)
+    return ReviewRow(
+        case=record.case,
+        image=record.image,
+        labels=record.files.get("labels", ""),
+        structures=tuple(dict.fromkeys(concern.structure for concern in told)),
+        doubt=round(concerns[0].doubt, 3) if concerns else 0.0,
+        reason=" ".join(concern.reason for concern in told),
+        status=record.reviewed,
+        masks=sha256(masks.encode()).hexdigest()[:16],
+    )
+
+
+@dataclass(frozen=True)
+class _Concern:
+    structure: str
+    doubt: float
+    reason: str
+
+
+def _concern(segment: SegmentStatistics, z: float | None, usual_share: float | None) -> _Concern:
+    """How doubtful a segment is, also in view of the other cases, and the sentence that says why."""
+    name = segment.name
+    if not segment.found and usual_share is not None:
+        reason = f"{name}: not found, though it was in {100 * usual_share:.0f} % of the cases."
+        return _Concern(name, max(segment.doubt, MISSING_DOUBT), reason)
+    if not segment.found:
+        return _Concern(name, segment.doubt, f"{name}: not found, score {segment.score:.2f}.")
+    if z is not None:
+        reason = f"{name}: unusually {'large' if z > 0 else 'small'}, robust z {z:+.1f}."
+        return _Concern(name, max(segment.doubt, OUTLIER_DOUBT), reason)
+    if segment.expected_dice is not None:
+        return _Concern(name, segment.doubt, f"{name}: expected Dice {segment.expected_dice:.2f}.")
+    return _Concern(name, segment.doubt, f"{name}: score {segment.score:.2f}.")
+
+
+def _usual_structures(records: Sequence[CaseRecord]) -> dict[str, float]:
+    """Structure → share of the cases in which it was found, of those found in nearly all."""
+    found: dict[str, list[bool]] = {}
+    for record in records:
+        for segment in record.segments:
+            found.setdefault(segment.name, []).append(segment.found)
+    shares = {name: sum(each) / len(each) for name, each in found.items() if len(each) >= USUAL_CASES_MIN}
+    return {name: share for name, share in shares.items() if share >= USUAL_SHARE}
+
+
+def _with_mark(row: ReviewRow, before: ReviewRow | None) -> ReviewRow:
+    """The new row with what people marked on the old one."""
+    if before is None:
+        return row
+    status = before.status
+    if status == ACCEPTED and before.masks and before.masks != row.masks:
+        status = OPEN
+    return replace(row, status=status, seconds=before.seconds, note=before.note)
+
+
 def read_review(file: Path) -> tuple[ReviewRow, ...]:
-    """The list as it stands.
+    """The list as it stands; a spreadsheet may have saved it with semicolons.
 
     Raises
     ------
     InputError
         When there is no such list, or a row makes no sense.
     """
-    raise NotImplementedError
+    try:
+        text = file.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as problem:
+        raise InputError(f"'{file}' is no review list that can be read; give the review.csv of a cohort.") from problem
+    reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=";" if text.startswith("case;") else ",")
+    if not set(COLUMNS) <= set(reader.fieldnames or ()):
+        raise InputError(f"'{file}' is no review list (columns are missing); give the review.csv of a cohort.")
+    rows = tuple(_parsed(cells, f"'{file}', line {number}") for number, cells in enumerate(reader, start=2))
+    if len({row.case for row in rows}) < len(rows):
+        raise InputError(f"'{file}' has a case twice; remove one of its lines.")
+    return rows
 
 
-def mark(file: Path, case: str, status: str, seconds: float | None = None) -> ReviewRow:
-    """Set the status of a case, and add the time that the reviewer took; returns the row as it is now.
+def _parsed(cells: Mapping[str, str], place: str) -> ReviewRow:
+    status = (cells["status"] or "").strip().lower()
+    if status not in STATUSES:
+        raise InputError(f"{place} has the status '{cells['status']}'; write {', '.join(STATUSES)}.")
+    try:
+        doubt, seconds = float(cells["doubt"]), float(cells["seconds"]) if cells["seconds"] else None
+    except (TypeError, ValueError) as problem:
+        raise InputError(f"{place} has a doubt or a time that is no number; correct it.") from problem
+    structures = tuple(part for part in (cells["structures"] or "").split(LIST_SEPARATOR) if part)
+    texts = {name: cells[name] or "" for name in ("case", "image", "labels", "reason", "note", "masks")}
+    return ReviewRow(structures=structures, doubt=doubt, status=status, seconds=seconds, **texts)
+
+
+def mark(file: Path, case: str, status: str, seconds: float | None = None, note: str | None = None) -> ReviewRow:
+    """Set the status of a case, add the time that the reviewer took, and keep a note; returns the row as it is now.
 
     Atomic, and safe while the run or other people write the list.
 
@@ -113,5 +209,65 @@ def mark(file: Path, case: str, status: str, seconds: float | None = None) -> Re
     ------
     InputError
         When the list doesn't have the case, or there is no such status.
+    InstallationError
+        When the list can't be written.
     """
-    raise NotImplementedError
+    if status not in STATUSES:
+        raise InputError(f"'{status}' is no status of a case; use {', '.join(STATUSES)}.")
+    with _locked(file):
+        rows = list(read_review(file))
+        place = next((number for number, row in enumerate(rows) if row.case == case), None)
+        if place is None:
+            raise InputError(f"'{file}' has no case '{case}'; take a name from its first column.")
+        before = rows[place]
+        spent = before.seconds if seconds is None else (before.seconds or 0.0) + seconds
+        rows[place] = replace(before, status=status, seconds=spent, note=before.note if note is None else note)
+        _write(rows, file)
+    return rows[place]
+
+
+def _write(rows: Sequence[ReviewRow], file: Path) -> None:
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    for row in rows:
+        seconds = "" if row.seconds is None else f"{row.seconds:.1f}"
+        structures = LIST_SEPARATOR.join(row.structures)
+        writer.writerow({**asdict(row), "structures": structures, "doubt": f"{row.doubt:.3f}", "seconds": seconds})
+    with replacing(file) as target:
+        target.write(text.getvalue().encode("utf-8"))
+
+
+@contextmanager
+def _locked(file: Path) -> Iterator[None]:
+    """Nobody else who asks for this lock writes meanwhile; the system frees it when its holder dies."""
+    guard = file.with_name(f".{file.name}.lock")
+    try:
+        guard.parent.mkdir(parents=True, exist_ok=True)
+        lock = guard.open("ab")
+    except OSError as problem:
+        raise InstallationError(
+            f"'{file}' cannot be written ({(problem.strerror or 'no reason given').lower()}); "
+            "give a folder that you may write to."
+        ) from problem
+    with lock:
+        _wait_for(lock.fileno())
+        yield
+
+
+if sys.platform == "win32":
+    import msvcrt
+
+    def _wait_for(descriptor: int) -> None:
+        while True:
+            try:
+                msvcrt.locking(descriptor, msvcrt.LK_LOCK, 1)  # gives up after ten seconds
+                return
+            except OSError:
+                continue
+
+else:
+    import fcntl
+
+    def _wait_for(descriptor: int) -> None:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)

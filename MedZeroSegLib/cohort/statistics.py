@@ -113,7 +113,10 @@ class SegmentStatistics:
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> SegmentStatistics:
         """The statistics of which ``dataclasses.asdict`` and ``json`` made ``content``."""
-        return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in content.items()})
+        values: dict[str, Any] = {
+            name: tuple(value) if isinstance(value, list) else value for name, value in content.items()
+        }
+        return cls(**values)
 
 
 def statistics_of(segmentation: Segmentation) -> tuple[SegmentStatistics, ...]:
@@ -195,9 +198,7 @@ def _lps(volume: Volume, point: tuple[float, float, float]) -> tuple[float, floa
     return left, posterior, superior
 
 
-def _box_lps(
-    volume: Volume, inside: np.ndarray, extent: Extent
-) -> tuple[float, float, float, float, float, float]:
+def _box_lps(volume: Volume, inside: np.ndarray, extent: Extent) -> tuple[float, float, float, float, float, float]:
     """Smallest box along the axes of the patient that holds the voxels with their edges; exact for oblique grids too.
 
     On a line of voxels a coordinate is greatest at one of its ends, so the ends of each line are enough.
@@ -243,9 +244,7 @@ def _write_parquet(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, type
     except ImportError as problem:
         raise InstallationError("Parquet needs pyarrow; install it with `pip install pyarrow`.") from problem
     kinds = {str: pyarrow.string(), bool: pyarrow.bool_(), int: pyarrow.int64(), float: pyarrow.float64()}
-    content = {
-        name: pyarrow.array([row.get(name) for row in rows], type=kinds[kind]) for name, kind in columns.items()
-    }
+    content = {name: pyarrow.array([row.get(name) for row in rows], type=kinds[kind]) for name, kind in columns.items()}
     with replacing(path) as file:
         parquet.write_table(pyarrow.table(content), file)
 
