@@ -1,12 +1,11 @@
 """MedZeroSeg in 3D Slicer: type the names of structures, get them as editable segments.
-The module, its parameters, a thin panel, and a logic that scripts can use without the panel."""
+The module and its thin panel; what it does is in MedZeroSegSlicer/logic.py, which scripts use without the panel."""
 
 from __future__ import annotations
 
 import importlib.util
 import os
 import sys
-import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -19,30 +18,20 @@ import qt
 import slicer
 import vtk
 from MedZeroSegSlicer.choices import Device, Modality, Models
-from MedZeroSegSlicer.install import Setup, consent_text, examine, install
+from MedZeroSegSlicer.install import consent_text
+from MedZeroSegSlicer.logic import MedZeroSegLogic
 from MedZeroSegSlicer.names_review import Review, insert_names, name_at, name_lists, replace_name, review_names
 from MedZeroSegSlicer.panel_state import Facts, panel_state, run_reason, volume_line
+from MedZeroSegSlicer.parameters import MedZeroSegParameterNode
 from MedZeroSegSlicer.preferences import preference, recent_lists, remember_list, set_preference
-from MedZeroSegSlicer.report import report_text
-from MedZeroSegSlicer.run_state import Phase, RunState
-from MedZeroSegSlicer.scene_choice import belongs_to, likely_volume, result_of
-from MedZeroSegSlicer.segmentation_run import SegmentationRun, Settings, worker_command
+from MedZeroSegSlicer.scene_choice import belongs_to, result_of
+from MedZeroSegSlicer.segmentation_run import Settings
 from MedZeroSegSlicer.self_test import MedZeroSegTest
-from MedZeroSegSlicer.sentences import run_sentence
-from MedZeroSegSlicer.terminology import load_terminology
-from MedZeroSegSlicer.volumes import VolumeState, describe_volume, volume_stamp
-from slicer import vtkMRMLScalarVolumeNode, vtkMRMLSegmentationNode
+from MedZeroSegSlicer.volumes import VolumeState
 from slicer.i18n import tr as _
 from slicer.i18n import translate
-from slicer.parameterNodeWrapper import parameterNodeWrapper
-from slicer.ScriptedLoadableModule import (
-    ScriptedLoadableModule,
-    ScriptedLoadableModuleLogic,
-    ScriptedLoadableModuleWidget,
-)
+from slicer.ScriptedLoadableModule import ScriptedLoadableModule, ScriptedLoadableModuleWidget
 from slicer.util import VTKObservationMixin
-
-from MedZeroSegLib.errors import InstallationError
 
 __all__ = [
     "Device",
@@ -55,7 +44,6 @@ __all__ = [
     "Models",
 ]
 
-POLL_MS = 50
 REVIEW_HEIGHT_MAX, REVIEW_MARGIN = 152, 8  # pixels; a longer review scrolls
 
 
@@ -76,19 +64,6 @@ class MedZeroSeg(ScriptedLoadableModule):
             "After the method of Zhang, Huang and Li, MedZeroSeg, PLOS ONE 21(3):e0344978, 2026. Models: LiteMedSAM "
             "and all-MiniLM-L6-v2 (Apache-2.0)."
         )
-
-
-@parameterNodeWrapper
-class MedZeroSegParameterNode:
-    """What the scene remembers of the panel; segmentation None means a new one."""
-
-    inputVolume: vtkMRMLScalarVolumeNode
-    segmentation: vtkMRMLSegmentationNode
-    prompts: str = ""
-    modality: Modality = Modality.AUTO
-    models: Models = Models.LITE
-    device: Device = Device.AUTO
-    stayOut: bool = False
 
 
 class TabKey(qt.QObject):
@@ -271,6 +246,7 @@ class MedZeroSegWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
             review=self.review(),
             run=run.state,
             confirmed=self._confirmed,
+            all_frames=parameters.allFrames,
             licence_asked=parameters.models is Models.RESEARCH,
             licence_accepted=preference("licenceAccepted") == "true",
             has_segments=segmentation is not None and segmentation.GetSegmentation().GetNumberOfSegments() > 0,
@@ -370,6 +346,7 @@ class MedZeroSegWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
             modality=parameters.modality.value or None,
             left_out=left_out,
             stay_out=parameters.stayOut,
+            all_frames=parameters.allFrames and self.facts().frames > 1,
         )
 
     def onSegmentation(self, node: Any) -> None:
@@ -420,153 +397,3 @@ class MedZeroSegWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         editor = slicer.modules.SegmentEditorWidget.editor
         editor.setSegmentationNode(self.parameters.segmentation)
         editor.setSourceVolumeNode(self.parameters.inputVolume)
-
-
-class MedZeroSegLogic(ScriptedLoadableModuleLogic):
-    """What the panel does, for the Python console and scripts as well; Slicer's main thread only.
-
-    >>> logic = MedZeroSegLogic()
-    >>> segmentation = logic.segment(volume, ["liver", "left kidney"])
-    >>> logic.absent
-    []
-
-    Attributes
-    ----------
-    run : the engine and its run; ``run.state`` tells what has come of it.
-    setup : what is missing on this machine, as ``examine`` found it.
-    onChanged : called when the state has changed.
-    """
-
-    def __init__(self, worker: Sequence[str] | None = None) -> None:
-        ScriptedLoadableModuleLogic.__init__(self)
-        self.onChanged: Callable[[], None] = lambda: None
-        self.run = SegmentationRun(worker or worker_command(), slicer.util.startupEnvironment())
-        self.setup = Setup()
-        self._described: tuple[Any, VolumeState] | None = None
-        self._timer = qt.QTimer()
-        self._timer.setInterval(POLL_MS)
-        self._timer.connect("timeout()", self.poll)
-
-    def getParameterNode(self) -> MedZeroSegParameterNode:
-        """The scene's parameters of this module."""
-        return MedZeroSegParameterNode(ScriptedLoadableModuleLogic.getParameterNode(self))
-
-    def segment(
-        self, volume: Any, names: str | Sequence[str], segmentation: Any = None, modality: Modality = Modality.AUTO,
-        models: Models = Models.LITE, device: Device = Device.AUTO, tryUnknown: bool = False, wait: bool = True,
-    ) -> Any:  # fmt: skip
-        """Segment names in a volume node.
-
-        Parameters
-        ----------
-        names : a list, or one text with separators.
-        segmentation : where the results go; None makes a new one when something was found.
-        tryUnknown : also send names that are no known structure, which are refused otherwise.
-        wait : return when all is done; else at once, and ``onChanged`` tells.
-
-        Returns
-        -------
-        The segmentation node; None where nothing was found, or not yet.
-
-        Raises
-        ------
-        ValueError
-            With the sentence, when a name isn't known.
-        RuntimeError
-            With the sentence, when the run failed.
-        """
-        text = names if isinstance(names, str) else "\n".join(f'"{name}"' for name in names)
-        review = review_names(text)
-        if review.problem or not review.names or (review.unknown and not tryUnknown):
-            unknown = _("Not known: {names}; correct these names, or say tryUnknown=True.")
-            listed = ", ".join(review.unknown)
-            raise ValueError(review.problem or (unknown.format(names=listed) if listed else _("No name was given.")))
-        settings = Settings(models.value, device.value, preference("weightsFolder"))
-        self.start(volume, review.names, settings, segmentation, modality.value or None)
-        while wait and self.run.poll():
-            time.sleep(POLL_MS / 1000)
-        if self.run.state.phase is Phase.FAILED:
-            raise RuntimeError(run_sentence(self.run.state))
-        return self.run.segmentation
-
-    def start(self, volume: Any, names: Sequence[str], settings: Settings, *arguments: Any, **options: Any) -> None:
-        """Begin a run, as `SegmentationRun.start`; ``onChanged`` and ``run.state`` tell what comes of it."""
-        load_terminology()
-        self.run.start(volume, names, settings, *arguments, **options)
-        self._watch()
-
-    def check(self, settings: Settings) -> None:
-        """Begin the engine's self-check."""
-        self.run.check(settings)
-        self._watch()
-
-    def cancel(self) -> None:
-        """Stop the run; what is in the scene stays."""
-        self.run.cancel()
-        self.onChanged()
-
-    def undo(self) -> None:
-        """Take back what the last run changed."""
-        self.run.undo()
-        self.onChanged()
-
-    def free(self) -> None:
-        """End the engine's process, with the memory that it holds."""
-        self.run.free()
-        self.onChanged()
-
-    def close(self) -> None:
-        """End for good."""
-        self._timer.stop()
-        self.run.close()
-
-    def _watch(self) -> None:
-        self._timer.start()
-        self.onChanged()
-
-    def poll(self) -> None:
-        """Take in what the engine has sent."""
-        before = self.run.state
-        if not self.run.poll():
-            self._timer.stop()
-        if self.run.state is not before:
-            self.onChanged()
-
-    @property
-    def absent(self) -> list[str]:
-        """Names that the last run did not find in the image."""
-        return [outcome.name for outcome in self.run.state.absent]
-
-    def examine(self, models: Models = Models.LITE) -> None:
-        """Look what is missing on this machine for these models."""
-        self.setup = examine(preference("weightsFolder"), models.value)
-
-    def install(self, models: Models = Models.LITE) -> None:
-        """Install what is missing, or anew what does not work; the user has agreed."""
-        self.run.free()
-        try:
-            install(self.setup, repair=self.setup.ready, preset=models.value)
-            self.run.state = RunState()
-        except InstallationError as error:
-            self.run.state = RunState(phase=Phase.FAILED, failure="setup", message=str(error))
-        self.examine(models)
-        self.onChanged()
-
-    def describe(self, volume: Any, modality: Modality = Modality.AUTO) -> VolumeState:
-        """What a volume is; looked at anew only when it, its voxels or its transform have changed."""
-        transform = volume.GetParentTransformNode()
-        moved = transform.GetTransformToWorldMTime() if transform else 0
-        key = (volume.GetID(), volume.GetMTime(), volume_stamp(volume), moved, modality)
-        if self._described is None or self._described[0] != key:
-            self._described = (key, describe_volume(volume, modality.value or None))
-        return self._described[1]
-
-    def likelyVolume(self) -> Any:
-        """The image to begin with: the one that the slice views show, or the first that can be segmented."""
-        selection = slicer.app.applicationLogic().GetSelectionNode()
-        return likely_volume(slicer.mrmlScene, selection.GetActiveVolumeID() if selection else None)
-
-    def report(self, settings: Settings, volumeLine: str) -> str:
-        """Text for a bug report; see `MedZeroSegSlicer.report`."""
-        application = f"{slicer.app.applicationName} {slicer.app.applicationVersion}"
-        return report_text(application, settings, volumeLine, self.run.state, self.run.log)

@@ -26,6 +26,7 @@ class Facts:
     Attributes
     ----------
     volume : None where no volume is chosen.
+    all_frames : the user wants all frames of the sequence that the volume shows.
     confirmed : the names that nobody knows which the user has confirmed to try.
     licence_asked, licence_accepted : whether the chosen models have a licence to accept, and whether it was.
     has_segments : the chosen result holds segments.
@@ -37,6 +38,7 @@ class Facts:
     volume: VolumeState | None
     review: Review
     run: RunState
+    all_frames: bool = False
     confirmed: tuple[str, ...] = ()
     licence_asked: bool = False
     licence_accepted: bool = False
@@ -48,6 +50,11 @@ class Facts:
     def tries_unknown(self) -> bool:
         """Whether the confirmation holds for just the unknown names that stand there now."""
         return bool(self.review.unknown) and self.confirmed == self.review.unknown
+
+    @property
+    def frames(self) -> int:
+        """Frames of the sequence that the volume shows; 1 where it shows none."""
+        return self.volume.frames if self.volume else 1
 
     @property
     def needs_repair(self) -> bool:
@@ -85,6 +92,11 @@ def panel_state(facts: Facts) -> dict[str, Control]:
         "folderButton": Control(visible=bool(facts.setup.weights or facts.setup.fault), enabled=not running),
         "volumeLabel": _shown(volume_line(facts.volume)),
         "modalityLabel": _shown(modality_line(facts.volume)),
+        "allFramesBox": Control(
+            text=_("All {count} frames of the sequence").format(count=facts.frames),
+            visible=facts.frames > 1,
+            enabled=not running,
+        ),
         "tryUnknownBox": _confirmation(facts),
         "licenceBox": Control(visible=facts.licence_asked, enabled=not running, checked=facts.licence_accepted),
         "runButton": Control(

@@ -52,11 +52,12 @@ class RunState:
 
     Attributes
     ----------
-    fraction : share of the predicted time, 0..1; seconds_left is None until it is known.
+    fraction : share of the predicted time, 0..1; seconds_left is None until it is known. Both of all frames together.
     code, values : what the engine is at, for the sentence.
     left_out : names that weren't sent because nobody knows them.
     failure, message : the engine's error code ("input", "installation", "memory", ...) and its sentence.
     ready_line : the self-check's answer.
+    frame, frames : the frame, from 0, that the run is at, of so many; 0 of 1 for what is no sequence.
     """
 
     phase: Phase = Phase.IDLE
@@ -71,6 +72,8 @@ class RunState:
     failure: str = ""
     message: str = ""
     ready_line: str = ""
+    frame: int = 0
+    frames: int = 1
 
     @property
     def under_way(self) -> bool:
@@ -78,11 +81,18 @@ class RunState:
 
     @property
     def found(self) -> tuple[Outcome, ...]:
-        return tuple(outcome for outcome in self.outcomes if outcome.found)
+        """The names that were found, each once, in the first frame that has it."""
+        first: dict[str, Outcome] = {}
+        for outcome in self.outcomes:
+            if outcome.found:
+                first.setdefault(outcome.typed, outcome)
+        return tuple(first.values())
 
     @property
     def absent(self) -> tuple[Outcome, ...]:
-        return tuple(outcome for outcome in self.outcomes if not outcome.found)
+        """The names that were looked for and found in no frame, each once."""
+        found = {outcome.typed for outcome in self.found}
+        return tuple({outcome.typed: outcome for outcome in self.outcomes if outcome.typed not in found}.values())
 
 
 def advanced(state: RunState, event: Mapping[str, Any], seconds: float) -> RunState:
@@ -92,8 +102,8 @@ def advanced(state: RunState, event: Mapping[str, Any], seconds: float) -> RunSt
     if kind == "progress":
         return replace(
             state,
-            fraction=max(state.fraction, float(event["fraction"])),
-            seconds_left=event.get("seconds_left"),
+            fraction=max(state.fraction, (state.frame + float(event["fraction"])) / state.frames),
+            seconds_left=_left_of_all(state, event.get("seconds_left")),
             code=event["code"],
             values=event.get("values") or {},
         )
@@ -102,12 +112,23 @@ def advanced(state: RunState, event: Mapping[str, Any], seconds: float) -> RunSt
     if kind == "result":
         return replace(state, ready_line=event["line"])
     if kind == "finished":
-        return replace(state, phase=Phase.DONE, fraction=1.0, warnings=tuple(event.get("warnings") or ()))
+        state = replace(state, warnings=tuple(dict.fromkeys((*state.warnings, *(event.get("warnings") or ())))))
+        if state.frame + 1 < state.frames:
+            fraction = (state.frame + 1) / state.frames
+            return replace(state, frame=state.frame + 1, fraction=fraction, code="starting", values={})
+        return replace(state, phase=Phase.DONE, fraction=1.0)
     if kind == "cancelled":
         return replace(state, phase=Phase.CANCELLED)
     if kind == "error":
         return failed(state, event["code"], event.get("message") or "")
     return state
+
+
+def _left_of_all(state: RunState, left: float | None) -> float | None:
+    """Seconds left for all frames, from those for the frame at work: each takes as long as those before did."""
+    if left is None:
+        return None
+    return left + (state.frames - state.frame - 1) * (state.seconds + left) / (state.frame + 1)
 
 
 def failed(state: RunState, failure: str, message: str) -> RunState:

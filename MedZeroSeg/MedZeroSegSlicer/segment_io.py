@@ -222,8 +222,9 @@ def add_result(
     The segment's ID; None when there is nothing to write: not found, volume or segmentation gone, or all voxels
     belong to other segments.
     """
-    in_scene = volume_node.GetScene() is not None and volume_node.GetScene() is segmentation_node.GetScene()
-    if not event["found"] or not in_scene:
+    # Not the same scene: each sequence keeps its frames in one of its own.
+    are_there = volume_node.GetScene() is not None and segmentation_node.GetScene() is not None
+    if not event["found"] or not are_there:
         return None
     inside = _as_bool(np.load(event["mask"], allow_pickle=False))
     box: Extent = tuple(event["box"])

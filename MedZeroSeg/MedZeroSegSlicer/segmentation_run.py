@@ -19,6 +19,7 @@ from typing import Any
 from MedZeroSegLib.errors import MedZeroSegError
 
 from .engine_process import EngineProcess
+from .frames import FrameResults, frame_of
 from .run_state import Phase, RunState, advanced, failed
 from .scratch_folder import ScratchFolder
 from .segment_io import SceneUndo, add_result, create_segmentation, prepare_segmentation
@@ -72,20 +73,23 @@ class SegmentationRun:
         self._engine = EngineProcess(list(command), self._on_event, self._on_log, environment)
         self._files = ScratchFolder()
         self._volume: Any = None
+        self._frames: FrameResults | None = None  # of a run over all frames of a sequence
+        self._modality: str | None = None
         self._stamp: tuple[str, int] | None = None
+        self._request: dict[str, Any] = {}  # what the messages of all frames have in common
         self._message: dict[str, Any] | None = None  # waits for the voxels to be written
         self._writer: _Writer | None = None
         self._masks: Path | None = None
         self._id: int | None = None
         self._started = 0.0
         self._stay_out = False
-        self._undo: SceneUndo | None = None
+        self._undo: SceneUndo | FrameResults | None = None
 
     # Control
 
     def start(
         self, volume: Any, names: Sequence[str], settings: Settings, segmentation: Any = None,
-        modality: str | None = None, left_out: Sequence[str] = (), stay_out: bool = False,
+        modality: str | None = None, left_out: Sequence[str] = (), stay_out: bool = False, all_frames: bool = False,
     ) -> None:  # fmt: skip
         """Begin to segment ``names`` in a volume node; what goes wrong from here on is told by ``state``.
 
@@ -95,26 +99,34 @@ class SegmentationRun:
         modality : as the user gave it; None takes DICOM's or the guess.
         left_out : names that aren't sent, to be told at the end.
         stay_out : leave out voxels that other segments already hold.
+        all_frames : of the sequence that the volume shows, one after the other.
         """
         self._begin(Phase.RUNNING, left_out=tuple(left_out))
-        self._volume, self._stay_out = volume, stay_out
+        self._volume, self._modality, self._stay_out = volume, modality, stay_out
         try:
-            export = prepare_export(volume, self._files.path, modality)
-            if segmentation is not None:
+            self._frames = FrameResults(volume, segmentation) if all_frames else None
+            export = self._export()
+            if segmentation is not None and self._frames is None:
                 prepare_segmentation(segmentation, volume)
         except MedZeroSegError as error:
             self.state = failed(self.state, "input", str(error))
             return
-        self._choose(segmentation)
-        self._stamp = volume_stamp(volume)
+        if self._frames is not None:
+            self.state = replace(self.state, frames=self._frames.count)
+        self._choose(segmentation if self._frames is None else self._frames.segmentation)
         self._masks = Path(tempfile.mkdtemp(prefix="run-", dir=self._files.path))
-        self._message = {
-            "cmd": "segment",
-            "volume": export.message,
-            "names": list(names),
-            "folder": str(self._masks),
-            **settings.message(),
-        }
+        self._request = {"cmd": "segment", "names": list(names), "folder": str(self._masks), **settings.message()}
+        self._hand_over(export)
+
+    def _export(self) -> VolumeExport:
+        """The voxels that are next: those that the volume shows, or those of the next frame."""
+        frame = self._frames and self._frames.image(self.state.frame)
+        self._stamp = volume_stamp(frame or self._volume)
+        return prepare_export(self._volume, self._files.path, self._modality, frame)
+
+    def _hand_over(self, export: VolumeExport) -> None:
+        self._id = None
+        self._message = {**self._request, "volume": export.message}
         self._writer = _Writer(export)
 
     def check(self, settings: Settings) -> None:
@@ -136,8 +148,8 @@ class SegmentationRun:
             if self._id is not None:
                 self._engine.cancel()
             self.state = replace(self.state, phase=Phase.CANCELLED)
+        self._id = self._message = self._volume = self._frames = None
         self._choose(None)
-        self._id = self._message = self._volume = None
 
     def poll(self) -> bool:
         """Deliver what has happened; True while there is something to wait for. To be called from a timer."""
@@ -210,7 +222,10 @@ class SegmentationRun:
             return
         if event["event"] == "segment" and event["found"] and not self._write(event):
             return
+        frame = self.state.frame
         self.state = advanced(self.state, event, time.monotonic() - self._started)
+        if self.state.frame != frame:
+            self._go_on()
         if not self.state.under_way and self._masks is not None:
             shutil.rmtree(self._masks, ignore_errors=True)
 
@@ -219,16 +234,11 @@ class SegmentationRun:
         if not self._volume_is_there():
             self.abandon()
             return False
-        if volume_stamp(self._volume) != self._stamp:
-            self._give_up("input", _("The image was changed while it was segmented; press Segment to try again."))
+        if volume_stamp(self._grid) != self._stamp:
+            self._give_up("input", self._changed_sentence())
             return False
         try:
-            if self.segmentation is None or self.segmentation.GetScene() is None:
-                self._choose(create_segmentation(self._volume))
-                self.on_segmentation(self.segmentation)
-            assert self._undo is not None
-            with self._undo.change():
-                add_result(self.segmentation, self._volume, event, self._stay_out)
+            self._put(event)
         except MedZeroSegError as error:
             self._give_up("input", str(error))
             return False
@@ -239,6 +249,39 @@ class SegmentationRun:
             return False
         return True
 
+    def _put(self, event: Mapping[str, Any]) -> None:
+        if self._frames is not None:
+            if self._frames.add(self.state.frame, event, self._stay_out):
+                self._choose(self._frames.segmentation)
+                self.on_segmentation(self.segmentation)
+            return
+        if self.segmentation is None or self.segmentation.GetScene() is None:
+            self._choose(create_segmentation(self._volume))
+            self.on_segmentation(self.segmentation)
+        assert isinstance(self._undo, SceneUndo)
+        with self._undo.change():
+            add_result(self.segmentation, self._volume, event, self._stay_out)
+
+    def _go_on(self) -> None:
+        """The next frame of the sequence."""
+        if not self._volume_is_there():
+            self.abandon()
+            return
+        try:
+            self._hand_over(self._export())
+        except MedZeroSegError as error:
+            self.state = failed(self.state, "input", str(error))
+
+    @property
+    def _grid(self) -> Any:
+        """The node whose voxels are segmented."""
+        return self._volume if self._frames is None else self._frames.image(self.state.frame)
+
+    def _changed_sentence(self) -> str:
+        if self._frames is None and frame_of(self._volume):
+            return _("Another frame was chosen while this one was segmented; stay on it, or segment all frames.")
+        return _("The image was changed while it was segmented; press Segment to try again.")
+
     def _give_up(self, code: str, sentence: str) -> None:
         self._engine.cancel()
         self._id = None
@@ -246,17 +289,22 @@ class SegmentationRun:
 
     def _choose(self, segmentation: Any) -> None:
         """Results go into this node from here on; a new step of undo begins."""
-        if self._undo is not None and segmentation is not self.segmentation:
+        same = isinstance(self._undo, SceneUndo) and segmentation is self.segmentation
+        if self._undo is not None and not (same if self._frames is None else self._undo is self._frames):
             self._undo.close()
             self._undo = None
         self.segmentation = segmentation
-        if segmentation is not None and self._undo is None:
+        if self._undo is None and self._frames is not None:
+            self._undo = self._frames
+        elif self._undo is None and segmentation is not None:
             self._undo = SceneUndo(segmentation, self._volume)
         if self._undo is not None:
             self._undo.begin_step()
 
     def _volume_is_there(self) -> bool:
-        return self._volume is not None and self._volume.GetScene() is not None
+        if self._volume is None or self._volume.GetScene() is None:
+            return False
+        return self._frames is None or self._frames.is_there
 
 
 class _Writer(threading.Thread):

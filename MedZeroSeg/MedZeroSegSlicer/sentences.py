@@ -21,6 +21,9 @@ def run_sentence(state: RunState) -> str:
         return progress_sentence(state)
     if state.phase is Phase.CANCELLING:
         return _("Stopping...")
+    if state.phase is Phase.CANCELLED and state.frames > 1:
+        text = _("Cancelled after {count} of {frames} frames. Segments that were ready have been kept.")
+        return text.format(count=state.frame, frames=state.frames)
     if state.phase is Phase.CANCELLED:
         return _("Cancelled. Segments that were ready have been kept.")
     if state.phase is Phase.FAILED:
@@ -30,6 +33,14 @@ def run_sentence(state: RunState) -> str:
 
 def progress_sentence(state: RunState) -> str:
     """What the engine is at and how long it will take: "spleen: slice 9 of 24, about 40 s left"."""
+    if state.frames > 1:
+        text = _("Frame {frame} of {frames}. {sentence}")
+        sentence = _sentence_of_frame(state)
+        return text.format(frame=state.frame + 1, frames=state.frames, sentence=sentence)
+    return _sentence_of_frame(state)
+
+
+def _sentence_of_frame(state: RunState) -> str:
     values = {key: value for key, value in state.values.items() if value is not None}
     without_time, with_time = _progress_texts(state.code, values.keys())
     if state.seconds_left is None:
@@ -78,7 +89,12 @@ def done_sentence(state: RunState) -> str:
         return state.ready_line
     count = len(state.found)
     text = {0: _("No segment, {time}."), 1: _("1 segment, {time}.")}.get(count, _("{count} segments, {time}."))
-    sentences = [text.format(count=count, time=time_taken(state.seconds))]
+    if state.frames > 1:
+        text = {
+            0: _("No segment in {frames} frames, {time}."),
+            1: _("1 structure in {frames} frames, {time}."),
+        }.get(count, _("{count} structures in {frames} frames, {time}."))
+    sentences = [text.format(count=count, frames=state.frames, time=time_taken(state.seconds))]
     if state.absent:
         names = ", ".join(outcome.name for outcome in state.absent)
         sentences.append(_("Not found in this image: {names}.").format(names=names))
@@ -100,18 +116,33 @@ def failure_sentence(state: RunState) -> str:
 
 def measurements_html(state: RunState) -> str:
     """The run's outcomes as a small table: color, name, score and size; not found; and what to be careful of."""
-    rows = "".join(_outcome_html(outcome) for outcome in state.outcomes)
+    outcomes = state.outcomes if state.frames == 1 else (*state.found, *state.absent)
+    rows = "".join(_outcome_html(outcome, _over_frames(state, outcome)) for outcome in outcomes)
     notes = "".join(f"<p>{html.escape(warning)}</p>" for warning in state.warnings)
     return f'<table width="100%" cellspacing="0" cellpadding="1">{rows}</table>{notes}' if rows or notes else ""
 
 
-def _outcome_html(outcome: Outcome) -> str:
+def _over_frames(state: RunState, outcome: Outcome) -> str | None:
+    """In how many frames a name was found, and its smallest and largest size; None for what is no sequence."""
+    if state.frames == 1:
+        return None
+    found = [other for other in state.outcomes if other.typed == outcome.typed and other.found]
+    sizes = [other.volume_ml for other in found if other.volume_ml is not None]
+    frames = _("{count} of {frames} frames").format(count=len(found), frames=state.frame + 1)
+    if not sizes:
+        return frames
+    least, most = _digits(min(sizes)), _digits(max(sizes))
+    text = _("{frames}, {most} ml") if least == most else _("{frames}, {least} to {most} ml")
+    return text.format(frames=frames, least=least, most=most)
+
+
+def _outcome_html(outcome: Outcome, size: str | None = None) -> str:
     name = html.escape(outcome.name)
     if not outcome.found:
         text = _("not found, score {score}").format(score=f"{outcome.score:.2f}")
         return f'<tr><td></td><td>{name}</td><td align="right" colspan="2"><i>{text}</i></td></tr>'
     swatch = '<font color="#{:02x}{:02x}{:02x}">■</font>'.format(*outcome.color)
-    size = html.escape(size_text(outcome))
+    size = html.escape(size_text(outcome) if size is None else size)
     cells = [_("score {score}").format(score=f"{outcome.score:.2f}"), *([size] if size else [])]
     span = "" if size else ' colspan="2"'
     row = f'<tr><td width="14">{swatch}</td><td>{name}</td>'
@@ -124,6 +155,8 @@ def size_text(outcome: Outcome) -> str:
     """Volume in ml with as many digits as it deserves, else the number of slices; nothing in a picture."""
     if outcome.volume_ml is None:
         return _("{count} slices").format(count=outcome.slices) if outcome.slices > 1 else ""
-    ml = outcome.volume_ml
-    digits = 0 if ml >= 100 else 1 if ml >= 10 else 2
-    return _("{volume} ml").format(volume=f"{ml:.{digits}f}")
+    return _("{volume} ml").format(volume=_digits(outcome.volume_ml))
+
+
+def _digits(ml: float) -> str:
+    return f"{ml:.{0 if ml >= 100 else 1 if ml >= 10 else 2}f}"

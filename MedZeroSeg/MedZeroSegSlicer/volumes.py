@@ -17,6 +17,7 @@ from MedZeroSegLib.modality import PICTURE_SUFFIXES, guess_modality, holds_whole
 from MedZeroSegLib.outside import padding_value
 from MedZeroSegLib.volume import SHEAR_MAX_DEGREES, shear_degrees
 
+from .frames import frame_of
 from .translation import _
 
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])  # its own inverse
@@ -40,6 +41,7 @@ class VolumeState:
     warnings : sentences to show once.
     dimension : 2 for pictures, radiographs and single slices of unknown kind, else 3.
     calibrated : whether the spacing is in mm.
+    frames : of the sequence that it shows; 1 where it shows none.
     """
 
     usable: bool
@@ -50,6 +52,7 @@ class VolumeState:
     warnings: tuple[str, ...] = ()
     dimension: int = 3
     calibrated: bool = True
+    frames: int = 1
 
 
 @dataclass(frozen=True)
@@ -104,6 +107,7 @@ def describe_volume(volume_node: Any, given: str | None = None) -> VolumeState:
         warnings=tuple(_warnings(volume_node, levels)),
         dimension=dimension,
         calibrated=calibrated,
+        frames=(frame_of(volume_node) or (0, 1))[1],
     )
 
 
@@ -124,22 +128,30 @@ def export_volume(volume_node: Any, folder: str | Path, given: str | None = None
     return export.message
 
 
-def prepare_export(volume_node: Any, folder: str | Path, given: str | None = None) -> VolumeExport:
-    """All of ``export_volume`` but the writing. The voxels are those of the node, not copied (colors become grey)."""
+def prepare_export(
+    volume_node: Any, folder: str | Path, given: str | None = None, frame_node: Any = None
+) -> VolumeExport:
+    """All of ``export_volume`` but the writing. The voxels are those of the node, not copied (colors become grey).
+
+    ``frame_node`` is what a sequence holds for one of its frames: voxels and grid are its, all else the volume's.
+    """
     state = describe_volume(volume_node, given)
     if not state.usable:
         raise InputError(state.sentence)
-    stamp = volume_stamp(volume_node)
-    assert stamp is not None
+    grid_node = volume_node if frame_node is None else frame_node
+    stamp = volume_stamp(grid_node)
+    if stamp is None:
+        text = _("A frame of {name} has no voxels; load the sequence again.")
+        raise InputError(text.format(name=volume_node.GetName()))
     message = {
         "voxels": str(Path(folder) / f"volume-{stamp[1]}.npy"),
-        "ijk_to_lps": ijk_to_lps(volume_node).tolist(),
+        "ijk_to_lps": ijk_to_lps(grid_node).tolist(),
         "modality": state.modality,
         "modality_source": state.modality_source,
         "dimension": state.dimension,
         "calibrated": state.calibrated,
     }
-    return VolumeExport(message, _grey_voxels(volume_node)[0])
+    return VolumeExport(message, _grey_voxels(grid_node)[0])
 
 
 def volume_stamp(volume_node: Any) -> tuple[str, int] | None:
@@ -278,8 +290,8 @@ def _size_line(node: Any, dimension: int, calibrated: bool) -> str:
 
 def _warnings(node: Any, levels: _GreyLevels) -> list[str]:
     warnings = []
-    if frame := _sequence_frame(node):
-        text = _("This is frame {number} of {count} of a sequence, and only this frame is segmented.")
+    if frame := frame_of(node):
+        text = _("Frame {number} of {count} of a sequence.")
         warnings.append(text.format(number=frame[0] + 1, count=frame[1]))
     if under_nonlinear_transform(node):
         warnings.append(
@@ -297,16 +309,6 @@ def _warnings(node: Any, levels: _GreyLevels) -> list[str]:
         text = _("A voxel of {size} mm is very small; if the file is not in mm, correct its spacing.")
         warnings.append(text.format(size=f"{min(node.GetSpacing()):.2g}"))
     return warnings
-
-
-def _sequence_frame(node: Any) -> tuple[int, int] | None:
-    """Which frame, from 0, of how many a volume shows of a sequence; None when it isn't the proxy of one."""
-    scene = node.GetScene()
-    for number in range(scene.GetNumberOfNodesByClass("vtkMRMLSequenceBrowserNode")):
-        browser = scene.GetNthNodeByClass(number, "vtkMRMLSequenceBrowserNode")
-        if browser.GetSequenceNode(node) is not None:
-            return browser.GetSelectedItemNumber(), browser.GetNumberOfItems()
-    return None
 
 
 # Grey levels

@@ -191,9 +191,11 @@ def plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture
 def panel(module: Any, application: Any, plan: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Panel]:
     """The panel with all set up and the stand-in engine."""
+    from MedZeroSegSlicer.install import Setup
+
     fake = [sys.executable, str(Path(__file__).with_name("fake_engine.py"))]
-    monkeypatch.setattr(module, "worker_command", lambda: fake)
-    monkeypatch.setattr(module, "examine", lambda folder, preset: module.Setup())
+    monkeypatch.setattr("MedZeroSegSlicer.logic.worker_command", lambda: fake)
+    monkeypatch.setattr("MedZeroSegSlicer.logic.examine", lambda folder, preset: Setup())
     pictures = Path(os.environ.get(PICTURES) or plan.parent)
     pictures.mkdir(parents=True, exist_ok=True)
     panel = Panel(module, application[1], plan, pictures)

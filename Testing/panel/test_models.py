@@ -28,7 +28,7 @@ pytestmark = pytest.mark.skipif(not examine().ready, reason="the models are not 
 @pytest.fixture
 def real_panel(panel, module, monkeypatch, application):
     """The panel with the engine itself."""
-    monkeypatch.setattr(module, "worker_command", worker_command)
+    monkeypatch.setattr("MedZeroSegSlicer.logic.worker_command", worker_command)
     panel.close()
     real = type(panel)(module, application[1], panel._plan, panel._pictures)
     real.patience = 300.0

@@ -81,7 +81,7 @@ def test_frame_of_a_sequence_is_told(panel, volume):
     browser.SetAndObserveMasterSequenceNodeID(sequence.GetID())
     browser.SetSelectedItemNumber(2)
     panel.widget.parameters.inputVolume = volume
-    assert "This is frame 3 of 4 of a sequence" in panel.ui.volumeLabel.text
+    assert "Frame 3 of 4 of a sequence" in panel.ui.volumeLabel.text
 
 
 def test_panel_that_is_ready(volume, panel):
@@ -335,7 +335,7 @@ def test_scene_brings_its_own_choice_of_image_and_result(volume, panel, tmp_path
 
 def test_weights_folder_is_remembered_for_the_machine(volume, panel, module, monkeypatch):
     looked = []
-    monkeypatch.setattr(module, "examine", lambda folder, preset: looked.append(folder) or module.Setup())
+    monkeypatch.setattr("MedZeroSegSlicer.logic.examine", lambda folder, preset: looked.append(folder) or Setup())
     panel.ui.weightsFolderEdit.currentPath = "/data/Gewichte ä"
     assert looked == ["/data/Gewichte ä"]
     panel.run("liver")
@@ -359,7 +359,7 @@ def test_models_for_research_ask_for_their_licence(volume, panel):
 
 def test_other_models_are_looked_for_when_they_are_chosen(volume, panel, module, monkeypatch):
     looked = []
-    monkeypatch.setattr(module, "examine", lambda folder, preset: looked.append(preset) or module.Setup())
+    monkeypatch.setattr("MedZeroSegSlicer.logic.examine", lambda folder, preset: looked.append(preset) or Setup())
     panel.ui.modelsSelector.setCurrentIndex(2)
     panel.ui.modelsSelector.setCurrentIndex(0)
     assert looked == ["base", "lite"]
@@ -380,8 +380,8 @@ def bare(panel, module, monkeypatch):
         state["installed"].append((setup, repair))
         state["setup"] = Setup()
 
-    monkeypatch.setattr(module, "examine", lambda folder, preset: state["setup"])
-    monkeypatch.setattr(module, "install", install)
+    monkeypatch.setattr("MedZeroSegSlicer.logic.examine", lambda folder, preset: state["setup"])
+    monkeypatch.setattr("MedZeroSegSlicer.logic.install", install)
     panel.logic.examine()
     panel.widget.refresh()
     return state
@@ -416,7 +416,7 @@ def test_failed_set_up_says_why_and_the_panel_stays(volume, panel, bare, module,
     def fail(_setup, repair, preset):
         raise InstallationError("The packages could not be installed (pip ended with status 1).")
 
-    monkeypatch.setattr(module, "install", fail)
+    monkeypatch.setattr("MedZeroSegSlicer.logic.install", fail)
     monkeypatch.setattr(slicer.util, "confirmOkCancelDisplay", lambda *_a, **_k: True)
     panel.click("setupButton")
     assert "status 1" in panel.status and panel.ui.setupBanner.visible and panel.ui.setupButton.enabled

@@ -125,7 +125,7 @@ def test_modality_line_says_who_says_so(source, line):
 
 
 def test_warnings_on_the_image_stand_under_its_size():
-    warning = "This is frame 3 of 20 of a sequence, and only this frame is segmented."
+    warning = "Frame 3 of 20 of a sequence."
     facts = replace(READY, volume=replace(CT, warnings=(warning,)))
     assert panel_state(facts)["volumeLabel"].text.splitlines() == [CT.size_line, warning]
 

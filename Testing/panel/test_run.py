@@ -11,6 +11,7 @@ import pytest
 slicer = pytest.importorskip("slicer", reason="slicer-core has no wheel for this Python")
 pytest.importorskip("PySide6", reason="PySide6 shows the panel")
 
+from MedZeroSegSlicer.install import Setup  # noqa: E402
 from phantoms_of_panel import BODIES, body, phantom  # noqa: E402
 
 SLOW = 0.15  # seconds a slice: long enough to be caught at work
@@ -199,7 +200,7 @@ def test_self_test_of_the_module_passes(module, panel, monkeypatch):
     tests = module.MedZeroSegTest()
     said = []
     monkeypatch.setattr(tests, "delayDisplay", said.append)
-    monkeypatch.setattr(module, "examine", lambda folder, preset: module.Setup(packages=("absent",)))
+    monkeypatch.setattr("MedZeroSegSlicer.logic.examine", lambda folder, preset: Setup(packages=("absent",)))
     tests.runTest()
     assert said == [
         "Skipped: the models are not set up on this computer.",
