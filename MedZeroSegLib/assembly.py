@@ -66,25 +66,26 @@ def restore_mask(
             field = probability[before].astype(np.float32) - threshold
         else:
             ends = [(probability[row] >= threshold) & present[row] for row in (before, after)]
-            field = _shape_between(ends[0], ends[1], weight)
+            field = shape_between(ends[0], ends[1], weight)
         mask[index] = canvas.restore(torch.from_numpy(field)[None, None])[0, 0].numpy() >= 0
     return mask
 
 
-def _shape_between(first: np.ndarray, second: np.ndarray, weight: float) -> np.ndarray:
+def shape_between(first: np.ndarray, second: np.ndarray, weight: float) -> np.ndarray:
     """Shape-based interpolation (Raya and Udupa 1990): signed distances blended, positive inside; float32 [s, s].
 
     Against an empty slice the outline shrinks by the structure's own radius over the gap, so it ends half way.
     """
     if not (first.any() or second.any()):
         return np.full(first.shape, -1, np.float32)
-    distances = [_signed_distance(mask) if mask.any() else None for mask in (first, second)]
+    distances = [signed_distance(mask) if mask.any() else None for mask in (first, second)]
     radius = max(float(distance.max()) for distance in distances if distance is not None)
     one, other = (np.full(first.shape, -radius, np.float32) if d is None else d for d in distances)
     return (1 - weight) * one + weight * other
 
 
-def _signed_distance(mask: np.ndarray) -> np.ndarray:
+def signed_distance(mask: np.ndarray) -> np.ndarray:
+    """Pixels from the outline of a mask that isn't empty, positive inside; float32."""
     inside, outside = ndimage.distance_transform_edt(mask), ndimage.distance_transform_edt(~mask)
     return (np.where(mask, inside - 0.5, 0.5 - outside)).astype(np.float32)
 

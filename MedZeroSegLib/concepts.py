@@ -80,13 +80,13 @@ def concept_of(query: Query, engine: Engine, volume: Volume, plane: str) -> Conc
 
 def ask(encoded: EncodedVolume, concepts: Sequence[Concept], engine: Engine, tell: Progress) -> list[Saliency]:
     """Saliency of each concept over the encoded slices."""
-    texts = _Texts(engine, lambda: tell("scoring", 0.0, slices=len(encoded.keys.indices)))
+    texts = Texts(engine, lambda: tell("scoring", 0.0, slices=len(encoded.keys.indices)))
     if engine.text_image.calibrated:
         return _ask_trained(encoded, concepts, engine, texts, tell)
     return _ask_zero_shot(encoded, concepts, engine, texts, tell)
 
 
-class _Texts:
+class Texts:
     """The text matrix, a row for each name that takes part."""
 
     def __init__(self, engine: Engine, tell: Callable[[], None]) -> None:
@@ -117,7 +117,7 @@ class _Texts:
 
 
 def _ask_trained(
-    encoded: EncodedVolume, concepts: Sequence[Concept], engine: Engine, texts: _Texts, tell: Progress
+    encoded: EncodedVolume, concepts: Sequence[Concept], engine: Engine, texts: Texts, tell: Progress
 ) -> list[Saliency]:
     count = len(encoded.keys.indices)
     competitions = [Competition(rows[0], tuple(rows[1:])) for rows in map(texts.rows_of, concepts)]
@@ -132,7 +132,7 @@ def _ask_trained(
 
 
 def _ask_zero_shot(
-    encoded: EncodedVolume, concepts: Sequence[Concept], engine: Engine, texts: _Texts, tell: Progress
+    encoded: EncodedVolume, concepts: Sequence[Concept], engine: Engine, texts: Texts, tell: Progress
 ) -> list[Saliency]:
     """Against rivals and negatives, on the scale of this volume, along all axes that it was encoded along."""
     settings = engine.preset.zero_shot
@@ -147,7 +147,7 @@ def _ask_zero_shot(
 
 
 def _reliefs(
-    encoded: EncodedVolume, concepts: Sequence[Concept], engine: Engine, texts: _Texts, tell: Progress
+    encoded: EncodedVolume, concepts: Sequence[Concept], engine: Engine, texts: Texts, tell: Progress
 ) -> list[Relief | None]:
     """Each concept's relief along one axis, whose plane the texts name."""
     model, settings, count = cast(ZeroShotModel, engine.text_image), engine.preset.zero_shot, len(encoded.keys.indices)

@@ -1,0 +1,146 @@
+"""One slice under correction: what a person drew in it, the mask so far and the models' answers → the mask meant."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from scipy import ndimage
+from scipy.special import logit
+
+from MedZeroSegLib.canvas import Canvas
+from MedZeroSegLib.drawing import Hints
+from MedZeroSegLib.mask_decoder.corrector import SURE, Correction, Corrector
+from MedZeroSegLib.mask_decoder.decoder import Prompted
+from MedZeroSegLib.mask_decoder.lite_medsam import IMAGE_SIZE
+from MedZeroSegLib.prompts import LOGIT_MAX, box_around
+from MedZeroSegLib.saliency import FOUND_SHARE_MIN
+from MedZeroSegLib.slice_embeddings import SliceEmbedding
+
+CLICK_RADIUS = 2  # pixels of the canvas that a click marks
+ADJOINING = np.ones((3, 3), bool)
+REACH = 3  # pixels: a change belongs to a hint that is this near
+
+
+@dataclass(frozen=True)
+class Blend:
+    """How the answers for one slice are put together.
+
+    Attributes
+    ----------
+    decoder
+        Weight of the decoder's logits against the corrector's, 0..1.
+    text
+        Weight of the text's logits, added to both.
+    local
+        Whether only what adjoins a person's newest hint may change.
+    """
+
+    decoder: float = 0.0
+    text: float = 0.0
+    local: bool = True
+
+
+def no_hints() -> Hints:
+    nothing = np.zeros((IMAGE_SIZE, IMAGE_SIZE), bool)
+    return Hints(nothing, nothing)
+
+
+def marked(hints: Hints, spots: np.ndarray, inside: bool) -> Hints:
+    """The hints with new spots, bool [256, 256]; the newest counts where two contradict each other."""
+    mine, other = (hints.include, hints.exclude) if inside else (hints.exclude, hints.include)
+    mine, other = mine | spots, other & ~spots
+    return Hints(mine, other) if inside else Hints(other, mine)
+
+
+def spots_on(canvas: Canvas, places: np.ndarray, radius: int) -> np.ndarray:
+    """Discs around pixels (row, column) [m, 2] of the slice, bool [256, 256] on the canvas."""
+    scale = np.array([canvas.rows / canvas.height, canvas.columns / canvas.width])
+    centres = np.minimum(((places + 0.5) * scale).astype(int), [canvas.rows - 1, canvas.columns - 1])
+    spots = np.zeros((canvas.size, canvas.size), bool)
+    spots[centres[:, 0], centres[:, 1]] = True
+    rows, columns = np.ogrid[-radius : radius + 1, -radius : radius + 1]
+    return ndimage.binary_dilation(spots, rows**2 + columns**2 <= radius**2)
+
+
+def on_canvas(canvas: Canvas, mask: np.ndarray) -> np.ndarray:
+    """A slice's mask bool [h, w] on the canvas, bool [256, 256]."""
+    return canvas.place(mask[None].astype(np.uint8) * 255)[0, 0].numpy() >= 0.5
+
+
+def off_canvas(canvas: Canvas, logits: np.ndarray, before: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """The slice's mask bool [h, w] after a change on the canvas; where nothing changed it stays voxel by voxel.
+
+    ``before`` is the mask on the canvas before the change, ``mask`` the one on the slice's own pixels.
+    """
+    changed = ndimage.binary_dilation((logits > 0) != before, ADJOINING)
+    maps = torch.from_numpy(np.stack((logits, changed.astype(np.float32))))[None]
+    field, zone = canvas.restore(maps.float())[0].numpy()
+    return np.where(zone > 0.25, field > 0, mask)
+
+
+def correct_slice(
+    seen: SliceEmbedding,
+    mask: np.ndarray,
+    hints: Hints,
+    corrector: Corrector,
+    decoder: Prompted,
+    blend: Blend,
+    share: np.ndarray | None = None,
+    anchors: np.ndarray | None = None,
+) -> np.ndarray:
+    """Logits float32 [256, 256] of the mask meant.
+
+    Parameters
+    ----------
+    mask
+        bool [256, 256], the mask so far.
+    share
+        The text's share of each cell [s, s], or None.
+    anchors
+        Mean embeddings [2, 256] of structure and surroundings in slices that are right, or None.
+    """
+    start = mask
+    if not mask.any() and share is not None:
+        start = _part_at(share, hints.include)
+    logits = corrector.logits(Correction(seen.picture, start, hints.include, hints.exclude, anchors), seen.coarse)
+    if blend.decoder and (logits > 0).any():
+        drawn = decoded(seen.coarse, logits, decoder)
+        logits = (1 - blend.decoder) * logits + blend.decoder * drawn
+    if blend.text and share is not None:
+        logits = logits + blend.text * _enlarged(logit(np.clip(share, 0.02, 0.98)))
+    return np.where(hints.include, SURE, np.where(hints.exclude, -SURE, logits)).astype(np.float32)
+
+
+def decoded(coarse: np.ndarray, logits: np.ndarray, decoder: Prompted) -> np.ndarray:
+    """The decoder's logits [256, 256], with the box around logits [256, 256] and these as mask."""
+    box = torch.tensor([box_around(logits > 0, IMAGE_SIZE)], dtype=torch.float32)
+    prompt = torch.from_numpy(np.clip(logits, -LOGIT_MAX, LOGIT_MAX))[None, None].float()
+    drawn, _ = decoder.decode(torch.from_numpy(coarse)[None], box, prompt)
+    return np.clip(drawn[0, 0].float().cpu().numpy(), -SURE, SURE)
+
+
+def only_at(spots: np.ndarray, before: np.ndarray, logits: np.ndarray) -> np.ndarray:
+    """Logits whose mask differs from the one before only in pieces that adjoin the spots; all [256, 256]."""
+    labels, count = ndimage.label((logits > 0) != before, ADJOINING)
+    if not count:
+        return logits
+    near = ndimage.distance_transform_edt(~spots) <= REACH
+    touched = np.zeros(count + 1, bool)
+    touched[labels[near]] = True
+    elsewhere = (labels > 0) & ~touched[labels]
+    return np.where(elsewhere, np.where(before, 0.1, -0.1), logits).astype(np.float32)
+
+
+def _part_at(share: np.ndarray, spots: np.ndarray) -> np.ndarray:
+    """The parts of what the text shows on which there are spots, bool [256, 256]."""
+    labels, _ = ndimage.label(_enlarged(share) >= FOUND_SHARE_MIN)
+    chosen = np.unique(labels[spots])
+    return np.isin(labels, chosen[chosen > 0])
+
+
+def _enlarged(cells: np.ndarray) -> np.ndarray:
+    tensor = torch.from_numpy(np.ascontiguousarray(cells, dtype=np.float32))[None, None]
+    size = (IMAGE_SIZE, IMAGE_SIZE)
+    return torch.nn.functional.interpolate(tensor, size, mode="bilinear", align_corners=False)[0, 0].numpy()

@@ -1,0 +1,284 @@
+"""Corrections carried through the volume: outward from what a person corrected, from both sides where it lies between
+two such slices, until the structure ends.
+
+Each slice starts from a guess made of its neighbour's outline, the outline between two corrected slices (shape-based
+interpolation) and its own mask so far, which counts as much as it proved right where the person has looked. The
+corrector then draws it, with the structure's features from the corrected slices of this very patient.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from scipy import ndimage
+
+from MedZeroSegLib.assembly import shape_between, signed_distance
+from MedZeroSegLib.editing_slice import no_hints, off_canvas, on_canvas, only_at
+from MedZeroSegLib.embeddings import Progress
+from MedZeroSegLib.mask_decoder.corrector import SURE, Correction, anchor_means
+from MedZeroSegLib.mask_decoder.lite_medsam import IMAGE_SIZE
+from MedZeroSegLib.prompts import box_around
+
+if TYPE_CHECKING:
+    from MedZeroSegLib.editing import EditingSession
+
+EDGE_PIXELS = 2.0  # of signed distance for one logit of a guess
+GUESS_MAX = 4.0  # logits, either sign
+REFINED_SHARE = 0.6  # of the corrector in a slice, against the guess
+TRUST_FROM, TRUST_FULL = 0.5, 0.9  # Dice before and after a correction: how far masks elsewhere are trusted
+LOCAL_FROM = 0.6  # from this Dice on a click is a local repair, whose like is looked for in the neighbours
+AREA_MIN = 0.15  # of the neighbour's; below, the structure has ended
+PIXELS_MIN = 6  # of the canvas
+ANCHORS_MAX = 3  # nearest slices whose features are used
+REACH_MAX = 60  # slices with an embedding, from a correction outward
+
+
+@dataclass(frozen=True)
+class Anchor:
+    """A slice that a person corrected, on the canvas: its mask, the one before, and whether they called it right."""
+
+    index: int
+    mask: np.ndarray
+    before: np.ndarray
+    confirmed: bool
+
+    @property
+    def trust(self) -> float:
+        """How far the masks of other slices can be trusted, 0..1, as this one's before it was corrected."""
+        return float(np.clip((self.dice - TRUST_FROM) / (TRUST_FULL - TRUST_FROM), 0, 1))
+
+    @property
+    def dice(self) -> float:
+        """Between the mask before and after."""
+        total = self.mask.sum() + self.before.sum()
+        return 2 * float((self.mask & self.before).sum()) / float(total) if total else 1.0
+
+    @property
+    def local(self) -> bool:
+        """Whether the correction is a repair of a piece, and the rest of the mask was neither looked at nor changed."""
+        return not self.confirmed and self.dice >= LOCAL_FROM
+
+
+class Spreading:
+    """One run through the slices of a session."""
+
+    def __init__(self, session: EditingSession) -> None:
+        self.session = session
+        self.drawing, self.embeddings = session.drawing, session.embeddings
+        self.canvas = session.embeddings.canvas
+
+    def anchors_near(self, index: int) -> np.ndarray | None:
+        """Mean embeddings [2, 256] of structure and surroundings in the nearest corrected slices but this; or None."""
+        solid = [n for n in self._corrected() if n != index and self.drawing.mask[n].any()]
+        nearest = sorted(solid, key=lambda n: abs(n - index))[:ANCHORS_MAX]
+        means = [anchor_means(self.embeddings.at(n).coarse, self._now(n)) for n in nearest]
+        return np.mean(means, 0) if means else None
+
+    def run(self, said: list[str], progress: Progress | None) -> None:
+        """Carry what was corrected to the other slices."""
+        anchors = [
+            Anchor(n, self._now(n), on_canvas(self.canvas, self.drawing.mask_before(n)), n in self.drawing.confirmed)
+            for n in self._corrected()
+        ]
+        if not anchors:
+            said.append("Nothing has been corrected yet that other slices could follow.")
+            return
+        legs = self._legs(anchors)
+        count = max(1, sum(len(slices) for _, slices, _ in legs))
+        done = 0
+
+        def tell() -> None:
+            nonlocal done
+            done += 1
+            if progress:
+                progress("spreading", min(1.0, (done - 1) / count), slice=min(done, count), slices=count)
+
+        for first, slices, second in legs:
+            if first is not None and second is not None:
+                self._between(first, slices, second, tell)
+            elif first is not None:
+                self._outward(first, slices, tell)
+            elif second is not None:
+                self._outward(second, slices[::-1], tell)
+
+    def _corrected(self) -> list[int]:
+        return sorted(self.drawing.confirmed | set(self.drawing.hints))
+
+    def _now(self, index: int) -> np.ndarray:
+        return on_canvas(self.canvas, self.drawing.mask[index])
+
+    def _legs(self, anchors: list[Anchor]) -> list[tuple[Anchor | None, list[int], Anchor | None]]:
+        """The key slices before, between and after the anchors."""
+        keys = [int(key) for key in self.embeddings.keys]
+        ends: list[Anchor | None] = [None, *anchors, None]
+        legs = []
+        for first, second in zip(ends[:-1], ends[1:], strict=True):
+            low = first.index if first else -1
+            high = second.index if second else len(self.drawing.mask)
+            legs.append((first, [key for key in keys if low < key < high], second))
+        return legs
+
+    def _outward(self, anchor: Anchor, slices: list[int], tell) -> None:  # type: ignore[no-untyped-def]
+        """From the last anchor to the end of the volume or of the structure."""
+        if not anchor.mask.any() and anchor.index in self.drawing.absent:
+            self._clear_beyond(anchor.index, slices)
+            return
+        before = {n: self.drawing.mask[n].copy() for n in slices[:REACH_MAX]}
+        done = [anchor.index]
+        for n, logits in self._walk(anchor, slices[:REACH_MAX], tell):
+            self._put(n, logits)
+            done.append(n)
+        self._fill_gaps(done, before, anchor.local)
+
+    def _between(self, first: Anchor, slices: list[int], second: Anchor, tell) -> None:  # type: ignore[no-untyped-def]
+        """From both sides, and the nearer side counts more."""
+        before = {n: self.drawing.mask[n].copy() for n in slices}
+        ahead = dict(self._walk(first, slices, tell, towards=second))
+        back = dict(self._walk(second, slices[::-1], tell, towards=first))
+        done = [first.index]
+        for n in slices:
+            answers = [answer for answer in (ahead.get(n), back.get(n)) if answer is not None]
+            if not answers:
+                continue
+            share = (n - first.index) / (second.index - first.index)
+            logits = answers[0] if len(answers) == 1 else (1 - share) * answers[0] + share * answers[1]
+            self._put(n, logits)
+            done.append(n)
+        self._fill_gaps([*done, second.index], before, first.local and second.local)
+
+    def _walk(self, anchor: Anchor, slices: list[int], tell, towards: Anchor | None = None):  # type: ignore[no-untyped-def]
+        """Slice by slice away from an anchor: index and logits [256, 256], until the structure ends."""
+        previous, was = anchor.mask, anchor.before
+        local = anchor.local and (towards is None or towards.local)
+        for n in slices:
+            tell()
+            mine = self._now(n)
+            repaired = (mine | (previous & ~was)) & ~(was & ~previous)
+            if local:
+                spots = (repaired != mine) & ndimage.binary_dilation(previous != was, iterations=1)
+                if spots.sum() < PIXELS_MIN:
+                    return
+                logits = only_at(spots, mine, self._drawn(n, repaired, signed(repaired)))
+            else:
+                trust = anchor.trust if towards is None else (anchor.trust + towards.trust) / 2
+                guess = (1 - trust) * self._shape(n, previous, anchor, towards) + trust * signed(repaired)
+                logits = self._drawn(n, guess > 0, guess)
+                if towards is None and self._has_ended(n, logits > 0, previous):
+                    return
+            yield n, logits
+            previous, was = logits > 0, mine
+
+    def _shape(self, n: int, previous: np.ndarray, anchor: Anchor, towards: Anchor | None) -> np.ndarray:
+        """The outline that the neighbours suggest, as logits."""
+        if towards is None:
+            return signed(previous)
+        share = (n - anchor.index) / (towards.index - anchor.index)
+        between = shape_between(anchor.mask, towards.mask, share)
+        return (signed(previous) + np.clip(between / EDGE_PIXELS, -GUESS_MAX, GUESS_MAX)) / 2
+
+    def _drawn(self, n: int, mask: np.ndarray, guess: np.ndarray) -> np.ndarray:
+        """Logits [256, 256] of a slice that starts from a guess; the guess where that is empty."""
+        if not mask.any():
+            return guess
+        seen, nothing = self.embeddings.at(n), no_hints()
+        correction = Correction(seen.picture, mask, nothing.include, nothing.exclude, self.anchors_near(n))
+        refined = self.session.corrector.logits(correction, seen.coarse)
+        return REFINED_SHARE * refined + (1 - REFINED_SHARE) * guess
+
+    def _has_ended(self, n: int, mask: np.ndarray, previous: np.ndarray) -> bool:
+        """Whether what was found is too small, or looks more like what surrounds the structure than like it."""
+        if mask.sum() < max(PIXELS_MIN, AREA_MIN * previous.sum()):
+            return True
+        known = self.anchors_near(n)
+        if known is None:
+            return False
+        here = anchor_means(self.embeddings.at(n).coarse, mask)[0]
+        middle = known.mean(0)
+        own, ring = (float((here - middle) @ (side - middle)) for side in known)
+        return own < ring
+
+    def _put(self, n: int, logits: np.ndarray) -> None:
+        before = self._now(n)
+        new = off_canvas(self.canvas, logits.astype(np.float32), before, self.drawing.mask[n])
+        self.session.write(n, self.session.allowed(n, new))
+
+    def _clear_beyond(self, index: int, slices: list[int]) -> None:
+        """Nothing beyond a slice that the structure isn't in: it ends there."""
+        beyond = range(index) if slices and slices[0] < index else range(index + 1, len(self.drawing.mask))
+        for n in beyond:
+            if self.drawing.mask[n].any():
+                self.session.write(n, np.zeros_like(self.drawing.mask[n]))
+
+    def _fill_gaps(self, done: list[int], before: dict[int, np.ndarray], local: bool) -> None:
+        """Slices between two key slices get the outline between theirs, where one of these has changed."""
+        done = sorted(done)
+        for low, high in zip(done[:-1], done[1:], strict=True):
+            ends = [self.drawing.mask[n] for n in (low, high)]
+            changed = [before[n] != end for n, end in zip((low, high), ends, strict=True) if n in before]
+            zone = np.any(changed, axis=0) if changed else np.zeros_like(ends[0])
+            if not zone.any():
+                continue
+            zone = ndimage.binary_dilation(zone, iterations=2) if local else np.ones_like(zone)
+            for n in range(low + 1, high):
+                between = shape_between(ends[0], ends[1], (n - low) / (high - low)) >= 0
+                new = np.where(zone, between, self.drawing.mask[n])
+                self.session.write(n, self.session.allowed(n, new))
+
+    # A box
+
+    def fill_box(self, low: np.ndarray, high: np.ndarray, said: list[str]) -> None:
+        """Draw the structure in a box, first and last (slice, row, column), inclusive."""
+        middle = int(low[0] + high[0]) // 2
+        inside = np.zeros(self.drawing.mask.shape[1:], bool)
+        inside[low[1] : high[1] + 1, low[2] : high[2] + 1] = True
+        framed = on_canvas(self.canvas, inside)
+        if not framed.any():
+            said.append("The box is too small for anything to be drawn in it.")
+            return
+        drawn = self._boxed(middle, framed)
+        if not (drawn > 0).any():
+            said.append("Nothing stands out in the box; draw it closer around the structure, or paint.")
+            return
+        self.session.mark_corrected(middle)
+        self._put_boxed(middle, drawn, inside)
+        anchor = Anchor(middle, drawn > 0, np.zeros_like(framed), False)
+        slices = [int(key) for key in self.embeddings.keys if low[0] <= key <= high[0]]
+        done = [middle]
+        before = {n: self.drawing.mask[n].copy() for n in slices}
+        for side in ([n for n in slices if n > middle], [n for n in slices if n < middle][::-1]):
+            previous = anchor.mask
+            for n in side:
+                logits = np.where(framed, self._drawn(n, previous, signed(previous)), -SURE)
+                if self._has_ended(n, logits > 0, previous):
+                    break
+                self._put_boxed(n, logits, inside)
+                done.append(n)
+                previous = logits > 0
+        self._fill_gaps(done, before, local=False)
+
+    def _boxed(self, n: int, framed: np.ndarray) -> np.ndarray:
+        """The decoder's logits for a box, negative outside it."""
+        box = torch.tensor([box_around(framed, IMAGE_SIZE)], dtype=torch.float32)
+        coarse = torch.from_numpy(self.embeddings.at(n).coarse)[None]
+        drawn, _ = self.session.decoder.decode(coarse, box, None)
+        return np.where(framed, drawn[0, 0].float().cpu().numpy(), np.float32(-SURE))
+
+    def _put_boxed(self, n: int, logits: np.ndarray, inside: np.ndarray) -> None:
+        """The slice's mask with what was drawn in the box, in place of the pieces that the box touches."""
+        mask = self.drawing.mask[n]
+        labels, _ = ndimage.label(mask)
+        touched = np.unique(labels[inside & mask])
+        kept = mask & ~np.isin(labels, touched[touched > 0])
+        nothing = np.zeros((IMAGE_SIZE, IMAGE_SIZE), bool)
+        drawn = off_canvas(self.canvas, logits.astype(np.float32), nothing, np.zeros_like(mask)) & inside
+        self.session.write(n, self.session.allowed(n, kept | drawn))
+
+
+def signed(mask: np.ndarray) -> np.ndarray:
+    """A mask [s, s] as logits that grow with the distance from its outline."""
+    if not mask.any():
+        return np.full(mask.shape, -GUESS_MAX, np.float32)
+    return np.clip(signed_distance(mask) / EDGE_PIXELS, -GUESS_MAX, GUESS_MAX)
