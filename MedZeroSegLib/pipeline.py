@@ -385,6 +385,11 @@ def encode(
     return _encoded[key]
 
 
+def kept_volume(volume: Volume, window: tuple[float, float] | None, engine: Engine) -> EncodedVolume | None:
+    """The encoded volume, where it is kept from a question before."""
+    return _encoded.get(_key(volume, window, engine))
+
+
 def _axes(volume: Volume, engine: Engine) -> tuple[int | None, ...]:
     """The axes along which a volume is encoded: its own (None), and others where the preset looks along several."""
     settings = engine.preset.zero_shot
