@@ -3,10 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from MedZeroSegLib.errors import InstallationError
 from MedZeroSegLib.text_image.clip_prompts import Wording
 from MedZeroSegLib.text_image.dense_attention import Attention
+from MedZeroSegLib.trained_weights import (
+    DUAL_PATH,
+    FINE_TUNED_CLIP,
+    clip_of_file,
+    find_trained,
+    locate_clip,
+    read_card,
+    trained_record,
+)
 from MedZeroSegLib.weights import WeightsStore, cache_folder, load_state
 from MedZeroSegLib.zero_shot import ZeroShotRules
 
@@ -14,6 +25,7 @@ if TYPE_CHECKING:
     from MedZeroSegLib.mask_decoder.sam import SamModel
     from MedZeroSegLib.text_image.clip_model import ClipModel
     from MedZeroSegLib.text_image.open_clip_dense import OpenClipDense
+    from MedZeroSegLib.text_image.patch_dpfem import PatchDpfem
 
 
 @dataclass(frozen=True)
@@ -23,7 +35,7 @@ class ZeroShot:
     Attributes
     ----------
     clip, decoder
-        Names in the weights' catalogue.
+        Names in the weights' catalogue; the clip may be "fine-tuned-clip", which the user trained.
     attentions, views
         Maps that are made, and views of each slice: 1, 5 or 10.
     explainer
@@ -73,15 +85,18 @@ VARIANTS: dict[str, ZeroShot] = {
     "medclip-samv2": replace(BASE, clip="medclip-samv2"),
     "openai": replace(BASE, clip="clip-vit-b-16-openai"),
     "laion": replace(BASE, clip="clip-vit-b-16-laion2b"),
+    "fine-tuned": replace(BASE, clip=FINE_TUNED_CLIP),
 }
 # Catalogue name → open_clip's architecture, for towers that aren't laid out as BiomedCLIP's.
 NATIVE = {"clip-vit-b-16-openai": "ViT-B-16-quickgelu", "clip-vit-b-16-laion2b": "ViT-B-16"}
 
 
 def load_clip(name: str, store: WeightsStore, device: str) -> ClipModel:
-    """A CLIP model of the catalogue, from checked files; raises InstallationError."""
+    """A CLIP model of the catalogue, from checked files, or the user's own; raises InstallationError."""
     from MedZeroSegLib.text_image.clip_model import BIOMEDCLIP, biomedclip, native_clip
 
+    if name == FINE_TUNED_CLIP:
+        return clip_of_file(locate_clip(store), device)
     place = store.locate(name)
     if name in NATIVE:
         return native_clip(NATIVE[name], load_state(place), device)
@@ -99,14 +114,54 @@ def load_decoder(name: str, store: WeightsStore, device: str) -> SamModel:
     return MedSamModel(network, device) if family == "medsam" else SamModel(network, device)
 
 
-def load_zero_shot(settings: ZeroShot, store: WeightsStore, device: str) -> tuple[OpenClipDense, SamModel]:
+@dataclass(frozen=True)
+class ZeroShotModels:
+    """What `load_zero_shot` loads, what a result tells of the weights, and sentences on what was passed over."""
+
+    text_image: OpenClipDense
+    decoder: SamModel
+    records: tuple[dict[str, str], ...]
+    warnings: tuple[str, ...] = ()
+
+
+def load_zero_shot(settings: ZeroShot, store: WeightsStore, device: str) -> ZeroShotModels:
     """Text-image model and decoder; raises InstallationError where weights are missing or wrong."""
-    for name in (settings.clip, settings.decoder):  # before either is opened
-        store.locate(name)
+    record = clip_record(settings.clip, store)  # both are looked for before either is opened
+    store.locate(settings.decoder)
     clip = load_clip(settings.clip, store, device)
-    return text_image_of(settings, clip, store.record(settings.clip)["sha256"]), load_decoder(
-        settings.decoder, store, device
-    )
+    text_image = text_image_of(settings, clip, record["sha256"])
+    records, warnings = [record, store.record(settings.decoder)], []
+    trained = find_trained(store, DUAL_PATH)
+    if trained is not None and text_image.dual_path is not None:
+        if read_card(trained).get("made_for") == dual_path_key(settings, record):
+            load_dual_path(text_image.dual_path, trained)
+            records.append(trained_record(trained))
+        else:
+            warnings.append(f"'{trained}' was trained for other towers or another form and is not used.")
+    return ZeroShotModels(text_image, load_decoder(settings.decoder, store, device), tuple(records), tuple(warnings))
+
+
+def clip_record(name: str, store: WeightsStore) -> dict[str, str]:
+    """What a result tells of a CLIP model, whose files are there and right; raises InstallationError."""
+    if name == FINE_TUNED_CLIP:
+        return trained_record(locate_clip(store))
+    store.locate(name)
+    return store.record(name)
+
+
+def dual_path_key(settings: ZeroShot, record: dict[str, str]) -> dict[str, str | bool]:
+    """What a trained dual path belongs to: the towers whose features it refines, and its own form."""
+    return {"clip": record["sha256"] or record["name"], "literal": settings.literal}
+
+
+def load_dual_path(module: PatchDpfem, file: Path) -> None:
+    """Take trained weights in place; raises InstallationError."""
+    try:
+        module.load_state_dict(load_state(file))
+    except RuntimeError as problem:
+        raise InstallationError(
+            f"'{file}' holds no dual path of this form; train it again or take it away."
+        ) from problem
 
 
 def text_image_of(settings: ZeroShot, clip: ClipModel, key: str) -> OpenClipDense:

@@ -52,6 +52,14 @@ class Canvas:
         scaled = F.interpolate(pixels, (self.rows, self.columns), mode=mode, antialias=True, align_corners=False)
         return F.pad(scaled.clamp_(0, 1), (0, self.size - self.columns, 0, self.size - self.rows))
 
+    def place_on_minimum(self, slices: np.ndarray) -> Tensor:
+        """As `place`, bicubic, but padded with each slice's own minimum."""
+        shown = self.place(slices, "bicubic")
+        inside = shown[:, :, : self.rows, : self.columns]
+        padded = inside.amin((2, 3), keepdim=True).expand_as(shown).clone()
+        padded[:, :, : self.rows, : self.columns] = inside
+        return padded
+
     def place_labels(self, labels: np.ndarray) -> np.ndarray:
         """Label slices [n, h, w] → uint8 [n, size, size] by nearest neighbour, padded with 0.
 

@@ -13,6 +13,7 @@ import typer
 from MedZeroSegLib.cohort.commands import cohort, status
 from MedZeroSegLib.errors import InstallationError, MedZeroSegError
 from MedZeroSegLib.evaluation.commands import evaluate_app, reproduce
+from MedZeroSegLib.training.commands import add_commands
 
 if TYPE_CHECKING:
     from MedZeroSegLib.segment import Segmentation
@@ -32,6 +33,7 @@ app.add_typer(train_app, name="train")
 app.command()(cohort)
 app.command()(status)
 app.command()(reproduce)
+add_commands(train_app, evaluate_app)
 
 PresetOption = Annotated[str, typer.Option(help="lite, lite-research (non-commercial), base or base/VARIANT.")]
 DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")]

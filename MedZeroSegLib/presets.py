@@ -12,6 +12,7 @@ from MedZeroSegLib.base_preset import BASE, VARIANTS, ZeroShot, load_zero_shot
 from MedZeroSegLib.calibration import Calibration, calibration_of
 from MedZeroSegLib.errors import InputError
 from MedZeroSegLib.propagation import Choice
+from MedZeroSegLib.sensitivity import NEUTRAL, check_sensitivity, threshold_at
 from MedZeroSegLib.weights import WeightsStore, cache_folder, load_state, weights_store
 from MedZeroSegLib.weights_catalogue import sha256_of
 from MedZeroSegLib.zero_shot import PRESENT_MIN
@@ -44,6 +45,8 @@ class Preset:
         When the decoder's mask is believed.
     zero_shot
         What a preset without a trained head is made of; None for those with one.
+    sensitivity
+        At which the thresholds stand, see `sensitivity`.
     """
 
     name: str
@@ -55,6 +58,17 @@ class Preset:
     smooth_mm: float = 2.0
     choice: Choice = Choice()
     zero_shot: ZeroShot | None = None
+    sensitivity: float = NEUTRAL
+
+    def at(self, sensitivity: float) -> Preset:
+        """The preset with its thresholds at a sensitivity."""
+        return replace(
+            self,
+            found_min=threshold_at(self.found_min, sensitivity),
+            found_min_untrained=threshold_at(self.found_min_untrained, sensitivity),
+            slice_min=threshold_at(self.slice_min, sensitivity),
+            sensitivity=sensitivity,
+        )
 
 
 PRESETS = {
@@ -82,6 +96,15 @@ class Engine:
     def settings(self) -> dict[str, Any]:
         """What a report says of the preset."""
         return {**asdict(self.preset), "trained_sources": sorted(self.text_image.card.sources)}
+
+    def at(self, sensitivity: float) -> Engine:
+        """The engine at a sensitivity 0..1; raises InputError for another number."""
+        if check_sensitivity(sensitivity) == NEUTRAL:
+            return self
+        calibration = self.calibration
+        if calibration is not None:
+            calibration = replace(calibration, found_min=threshold_at(calibration.found_min, sensitivity))
+        return replace(self, preset=self.preset.at(sensitivity), calibration=calibration)
 
 
 def preset_named(name: str) -> Preset:
@@ -124,10 +147,9 @@ def load_engine(name: str, device: str = "auto", weights_folder: Path | None = N
     store = weights_store(weights_folder)
     if preset.zero_shot is None:
         return _load_lite(preset, chosen, store, passed_over)
-    text_image, decoder = load_zero_shot(preset.zero_shot, store, chosen)
-    records = (store.record(preset.zero_shot.clip), store.record(preset.zero_shot.decoder))
-    warnings = (*passed_over, ZERO_SHOT_NOTE.format(name=preset.name))
-    return Engine(preset, text_image, decoder, chosen, records, warnings)
+    models = load_zero_shot(preset.zero_shot, store, chosen)
+    warnings = (*passed_over, *models.warnings, ZERO_SHOT_NOTE.format(name=preset.name))
+    return Engine(preset, models.text_image, models.decoder, chosen, models.records, warnings)
 
 
 def _load_lite(preset: Preset, device: str, store: WeightsStore, passed_over: tuple[str, ...]) -> Engine:

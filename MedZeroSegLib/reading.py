@@ -5,6 +5,7 @@ Frames (time points, echoes, cine) are chosen, never averaged; colours become gr
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -74,22 +75,47 @@ def rescale(stored: np.ndarray, slope: float, intercept: float) -> np.ndarray:
     return scaled
 
 
+class _Silence:
+    """Standard error led nowhere while at least one thread asks for it; threads share the file descriptor."""
+
+    def __init__(self) -> None:
+        self.lock, self.threads = threading.Lock(), 0
+        self.warned, self.kept = True, None  # type: bool, int | None
+
+    def begin(self) -> None:
+        with self.lock:
+            self.threads += 1
+            if self.threads > 1:
+                return
+            self.warned = sitk.ProcessObject.GetGlobalWarningDisplay()
+            sitk.ProcessObject.SetGlobalWarningDisplay(False)
+            try:
+                self.kept = os.dup(2)
+                with open(os.devnull, "wb") as nowhere:
+                    os.dup2(nowhere.fileno(), 2)
+            except OSError:  # a program without a console has no stderr
+                self.kept = None
+
+    def end(self) -> None:
+        with self.lock:
+            self.threads -= 1
+            if self.threads:
+                return
+            if self.kept is not None:
+                os.dup2(self.kept, 2)
+                os.close(self.kept)
+                self.kept = None
+            sitk.ProcessObject.SetGlobalWarningDisplay(self.warned)
+
+
+_SILENCE = _Silence()
+
+
 @contextmanager
 def silent_libraries() -> Iterator[None]:
     """Keep off stderr what ITK, MetaIO, GDCM and libjpeg print there; most of them write to file descriptor 2."""
-    warned = sitk.ProcessObject.GetGlobalWarningDisplay()
-    sitk.ProcessObject.SetGlobalWarningDisplay(False)
-    kept = None
-    try:
-        kept = os.dup(2)
-        with open(os.devnull, "wb") as nowhere:
-            os.dup2(nowhere.fileno(), 2)
-    except OSError:  # a program without a console has no stderr
-        kept = None
+    _SILENCE.begin()
     try:
         yield
     finally:
-        if kept is not None:
-            os.dup2(kept, 2)
-            os.close(kept)
-        sitk.ProcessObject.SetGlobalWarningDisplay(warned)
+        _SILENCE.end()

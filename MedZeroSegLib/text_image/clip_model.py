@@ -24,6 +24,10 @@ from MedZeroSegLib.text_image.key_map import is_hugging_face_layout, to_open_cli
 TEXTS_AT_ONCE = 32  # in a pass through the text tower
 POSITIONS = "text.transformer.embeddings.position_ids"  # counting numbers that older versions stored with the weights
 BIOMEDCLIP = Path(__file__).with_name("biomedclip.json")  # its own configuration, for weights that come without
+OPENAI_PICTURES = {
+    "mean": (0.48145466, 0.4578275, 0.40821073),
+    "std": (0.26862954, 0.26130258, 0.27577711),
+}  # of the pictures that CLIP was trained on
 
 
 @dataclass(frozen=True)
@@ -59,6 +63,22 @@ class Tokenizer:
         return len(self.ids(text)) > self.length_max
 
 
+@dataclass(frozen=True)
+class ClipDescription:
+    """All that is needed beside the tensors to build a model.
+
+    Attributes
+    ----------
+    settings
+        The content of an open_clip_config.json; "bert_cfg" in it holds the sizes of a BERT that isn't PubMedBERT's.
+    words
+        The content of BERT's vocab.txt; "" for open_clip's own text towers and tokenizer.
+    """
+
+    settings: Mapping[str, Any]
+    words: str = ""
+
+
 class ClipModel:
     """Both towers, for inference.
 
@@ -68,17 +88,30 @@ class ClipModel:
         open_clip's model with its weights loaded.
     mean, std
         Of the pictures that its image tower was trained on.
+    description
+        What it was built from; needed where the model is to be written to a file.
     """
 
     def __init__(
-        self, model: nn.Module, tokenizer: Tokenizer, mean: Sequence[float], std: Sequence[float], device: str = "cpu"
+        self,
+        model: nn.Module,
+        tokenizer: Tokenizer,
+        mean: Sequence[float],
+        std: Sequence[float],
+        device: str = "cpu",
+        description: ClipDescription | None = None,
     ) -> None:
+        self.description = description
         self.device = torch.device(device)
         self.model: Any = model.eval().requires_grad_(False).to(self.device)
         self.tokenizer = tokenizer
         self.tower: ImageTower = image_tower(self.model.visual)
         self.mean = torch.tensor(mean).view(1, 3, 1, 1)
         self.std = torch.tensor(std).view(1, 3, 1, 1)
+
+    def normed(self, squares: Tensor) -> Tensor:
+        """Grey squares [n, 1, s, s] in 0..1 → pictures [n, 3, s, s] as the image tower wants them."""
+        return (squares - self.mean) / self.std
 
     @property
     def scale(self) -> float:
@@ -126,18 +159,12 @@ def biomedclip(
     """
     try:
         settings = json.loads(config.read_text(encoding="utf-8"))
-        architecture, pictures = settings["model_cfg"], settings["preprocess_cfg"]
-        model = _with_bert(architecture)
-        tokenizer = _word_pieces(words, int(architecture["text_cfg"]["context_length"]))
-        mean, std = pictures["mean"], pictures["std"]
+        return described_clip(ClipDescription(settings, words.read_text(encoding="utf-8")), state, device)
     except (OSError, KeyError, TypeError, ValueError, RuntimeError) as problem:
         raise InstallationError(
             f"'{config}' and '{words}' don't describe BiomedCLIP ({type(problem).__name__}); "
             "get both again with `medzeroseg weights fetch biomedclip`."
         ) from problem
-    if state is not None:
-        _load(model, state)
-    return ClipModel(model, tokenizer, mean, std, device)
 
 
 def native_clip(name: str, state: Mapping[str, Tensor] | None, device: str = "cpu") -> ClipModel:
@@ -150,16 +177,31 @@ def native_clip(name: str, state: Mapping[str, Tensor] | None, device: str = "cp
     """
     import open_clip
 
-    model = open_clip.create_model(name, pretrained=None)
+    settings = {"model_cfg": open_clip.get_model_config(name), "preprocess_cfg": OPENAI_PICTURES}
+    return described_clip(ClipDescription(settings), state, device)
+
+
+def described_clip(description: ClipDescription, state: Mapping[str, Tensor] | None, device: str = "cpu") -> ClipModel:
+    """The model of a description; without ``state`` its weights are random.
+
+    Raises
+    ------
+    InstallationError
+        When the weights are not of this architecture.
+    OSError, KeyError, TypeError, ValueError, RuntimeError
+        When the description describes no model that can be built here.
+    """
+    settings = description.settings
+    architecture, pictures = dict(settings["model_cfg"]), settings.get("preprocess_cfg", OPENAI_PICTURES)
+    if "hf_model_name" in architecture["text_cfg"]:
+        model = _with_bert(architecture, settings.get("bert_cfg", {}))
+        tokenizer = _word_pieces(description.words, int(architecture["text_cfg"]["context_length"]))
+    else:
+        model = _native(architecture)
+        tokenizer = _byte_pairs(int(model.context_length))
     if state is not None:
         _load(model, state)
-    bpe = open_clip.SimpleTokenizer()
-
-    def ids(text: str) -> list[int]:
-        return [bpe.sot_token_id, *bpe.encode(text), bpe.eot_token_id]
-
-    tokenizer = _Fixed(ids, int(model.context_length), bpe.eot_token_id, 0)
-    return ClipModel(model, tokenizer, open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD, device)
+    return ClipModel(model, tokenizer, pictures["mean"], pictures["std"], device, description)
 
 
 class _Fixed(Tokenizer):
@@ -170,21 +212,40 @@ class _Fixed(Tokenizer):
         return F.pad(rows, (0, self.length_max - rows.shape[1]), value=self.padding)
 
 
-def _with_bert(architecture: Mapping[str, Any]) -> nn.Module:
-    """open_clip's model around a BERT of PubMedBERT's sizes, which are transformers' own defaults."""
+def _native(architecture: dict[str, Any]) -> Any:
+    """open_clip's model with a text tower of its own."""
+    from open_clip.model import CLIP, CustomTextCLIP
+
+    custom = architecture.pop("custom_text", False)
+    return (CustomTextCLIP if custom else CLIP)(**architecture)
+
+
+def _byte_pairs(length_max: int) -> Tokenizer:
+    import open_clip
+
+    pieces = open_clip.SimpleTokenizer()
+
+    def ids(text: str) -> list[int]:
+        return [pieces.sot_token_id, *pieces.encode(text), pieces.eot_token_id]
+
+    return _Fixed(ids, length_max, pieces.eot_token_id, 0)
+
+
+def _with_bert(architecture: Mapping[str, Any], sizes: Mapping[str, Any]) -> nn.Module:
+    """open_clip's model around a BERT; PubMedBERT's sizes are transformers' own defaults."""
     from open_clip import CustomTextCLIP
     from transformers import BertConfig
 
     with tempfile.TemporaryDirectory(prefix="medzeroseg-") as folder:
-        BertConfig().save_pretrained(folder)
+        BertConfig(**sizes).save_pretrained(folder)
         text = {**architecture["text_cfg"], "hf_model_name": folder, "hf_model_pretrained": False}
         return CustomTextCLIP(int(architecture["embed_dim"]), dict(architecture["vision_cfg"]), text)
 
 
-def _word_pieces(words: Path, length_max: int) -> Tokenizer:
+def _word_pieces(words: str, length_max: int) -> Tokenizer:
     from tokenizers import BertWordPieceTokenizer
 
-    lines = words.read_text(encoding="utf-8").rstrip("\n").split("\n")
+    lines = words.rstrip("\n").split("\n")
     if not {"[PAD]", "[UNK]", "[CLS]", "[SEP]"} <= set(lines):
         raise ValueError("no list of BERT's words")
     pieces = BertWordPieceTokenizer({word: number for number, word in enumerate(lines)}, lowercase=True)
@@ -201,6 +262,6 @@ def _load(model: nn.Module, state: Mapping[str, Tensor]) -> None:
         model.load_state_dict(tensors)
     except (ValueError, RuntimeError) as problem:
         raise InstallationError(
-            f"These weights aren't those of {type(model).__name__} that the preset is made of; "
+            f"These weights aren't those of the {type(model).__name__} that was asked for; "
             "run `medzeroseg weights verify` to see which file is wrong."
         ) from problem

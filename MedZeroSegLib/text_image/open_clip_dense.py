@@ -153,11 +153,7 @@ class OpenClipDense:
 
     def pictures(self, slices: np.ndarray, canvas: Canvas) -> Tensor:
         """Slices on their square as the tower wants them, [n, 3, size, size]; the padding has the slice's minimum."""
-        shown = canvas.place(slices, "bicubic")
-        inside = shown[:, :, : canvas.rows, : canvas.columns]
-        padded = inside.amin((2, 3), keepdim=True).expand_as(shown).clone()
-        padded[:, :, : canvas.rows, : canvas.columns] = inside
-        return (padded - self.clip.mean) / self.clip.std
+        return self.clip.normed(canvas.place_on_minimum(slices))
 
     def tiles(self, canvas: Canvas) -> list[Tile]:
         """Tiles of the square of twice the tower's size that show some of the slice."""
@@ -173,6 +169,12 @@ class OpenClipDense:
         """Cosines [maps, n, k, 64, 64] of kept features against unit texts [k, e]."""
         separate = pixels.to(self.clip.device).float().unflatten(1, (len(self.attentions), -1))
         return torch.einsum("nmchw,kc->mnkhw", separate, texts.to(self.clip.device))
+
+    @torch.inference_mode()
+    def multi_view_map(self, whole: Tensor, wide: Tensor, tiles: list[Tile], attention: Attention) -> Tensor:
+        """One attention's features [n, e, 2g, 2g] of square pictures: the whole view's and the tiles' of the same
+        square at twice the size."""
+        return self._with_tiles(self._normed_view(whole, attention), wide, tiles, attention)
 
     def score(self, pixels: Tensor, texts: Tensor) -> Tensor:
         """Logits [n, k, 64, 64]: the mean of the maps, scaled; only their differences mean something."""
@@ -206,14 +208,14 @@ class OpenClipDense:
             shown = wide[:, :, tile.row : tile.row + size, tile.column : tile.column + size]
             row, column = (start * grid // (2 * size) for start in (tile.row, tile.column))
             place = (slice(row, row + grid // 2), slice(column, column + grid // 2))
-            added[(slice(None), slice(None), *place)] += self._tile_map(shown, attention)
+            added[(slice(None), slice(None), *place)] += self._normed_view(shown, attention)
             seen[place] += 1
         seen_by_both = 1 + TILE_WEIGHT * (seen > 0)
         return (_resized(whole, grid) + TILE_WEIGHT * added / seen.clamp_min(1)) / seen_by_both
 
-    def _tile_map(self, tiles: Tensor, attention: Attention) -> Tensor:
+    def _normed_view(self, pictures: Tensor, attention: Attention) -> Tensor:
         pieces = []
-        for piece in tiles.split(PICTURES_AT_ONCE):
+        for piece in pictures.split(PICTURES_AT_ONCE):
             shown = piece.to(self.clip.device)
             entering = self.clip.tower.tokens_after(shown, len(self.clip.tower.blocks) - 1)
             pieces.append(F.normalize(self._view(shown, entering, attention), dim=1))

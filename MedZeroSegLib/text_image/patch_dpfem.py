@@ -80,12 +80,16 @@ class PatchDpfem(nn.Module):
         -------
         [n, embedding, 2g, 2g], unit vectors.
         """
+        return self.refine(tokens, pictures, projected)[0]
+
+    def refine(self, tokens: Tensor, pictures: Tensor, projected: Tensor) -> tuple[Tensor, Tensor]:
+        """As `forward`, and the gate [n, CHANNELS, 2g, 2g]."""
         entered = self.enter_norm(self.enter(_twice(tokens)) + self.stem(pictures))  # equation 6
         near = self.local_norm(self.local_path(entered))  # equation 7
         wide = self.global_norm(self.attention(entered))  # equation 8
         share = self.share_of(near, wide)
         fused = self.fuse(torch.cat((share * near, (1 - share) * wide), 1))  # equation 9
-        return F.normalize(_twice(projected) + self.amount * self.leave(fused), dim=1)
+        return F.normalize(_twice(projected) + self.amount * self.leave(fused), dim=1), share
 
     def local_path(self, entered: Tensor) -> Tensor:
         """SiLU(pointwise(depthwise at dilation 1 + depthwise at dilation 2)), before its norm."""

@@ -32,8 +32,8 @@ from MedZeroSegLib.mask_decoder.lite_medsam import (
     LiteMedSamModel,
 )
 from MedZeroSegLib.slices import slice_frame
+from MedZeroSegLib.training.stored_arrays import StoredArrays
 from MedZeroSegLib.volume import Volume
-from MedZeroSegLib.writers import replacing
 
 PICTURES_PER_STRUCTURE = 30  # aimed at for each source, between the two bounds below
 PICTURES_MIN, PICTURES_MAX = 360, 450  # pictures a source, copies counted
@@ -84,16 +84,14 @@ def encode_pictures(cases: Sequence[Case], model: LiteMedSamModel, folder: Path,
 
     A folder that was begun with other cases or another seed is begun anew.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     plan = _plan(cases)
-    _forget_other_plan(folder, _digest(plan, seed))
+    stored = StoredArrays(folder, _digest(plan, seed))
     total = sum(len(item.slices) * item.copies for item in plan)
     maps = sum(len(item.slices) * item.copies * len(item.cases) for item in plan)
-    coarse = _array(folder / "coarse.npy", np.float16, (total, EMBEDDING_CHANNELS, EMBEDDING_SIZE, EMBEDDING_SIZE))
-    detail = _array(folder / "detail.npy", np.float16, (total, DETAIL_CHANNELS, DETAIL_SIZE, DETAIL_SIZE))
-    labels = _array(folder / "labels.npy", np.uint8, (maps, IMAGE_SIZE, IMAGE_SIZE))
-    journal = folder / "done.txt"
-    done = int(journal.read_text()) if journal.is_file() else 0
+    coarse = stored.array("coarse", np.float16, (total, EMBEDDING_CHANNELS, EMBEDDING_SIZE, EMBEDDING_SIZE))
+    detail = stored.array("detail", np.float16, (total, DETAIL_CHANNELS, DETAIL_SIZE, DETAIL_SIZE))
+    labels = stored.array("labels", np.uint8, (maps, IMAGE_SIZE, IMAGE_SIZE))
+    done = stored.done
     pictures: list[Picture] = []
     map_row = 0
     for position, item in enumerate(track(plan, description="encoding", disable=done == len(plan))):
@@ -106,7 +104,7 @@ def encode_pictures(cases: Sequence[Case], model: LiteMedSamModel, folder: Path,
                 coarse[piece] = embedding.coarse.half().cpu().numpy()
                 detail[piece] = embedding.detail.half().cpu().numpy()
             labels[map_row : map_row + len(marks)] = marks
-            _write_text(journal, str(position + 1))
+            stored.mark(position + 1)
         map_row += len(made) * len(item.cases)
         pictures += made
     schemes = {scheme: tuple(sorted(names)) for scheme, names in annotated_names(cases).items()}
@@ -153,14 +151,6 @@ def _digest(plan: Sequence[_Item], seed: int) -> str:
     """Names what a store holds: the same cases, slices, copies and seed give the same pictures."""
     items = [[[c.case_id, c.image.name, c.mask.name] for c in p.cases] + [list(p.slices), p.copies] for p in plan]
     return hashlib.sha256(json.dumps([seed, items], default=int).encode()).hexdigest()
-
-
-def _forget_other_plan(folder: Path, digest: str) -> None:
-    """Start the journal anew where the folder was begun with another plan."""
-    file = folder / "plan.txt"
-    if file.is_file() and file.read_text(encoding="utf-8") != digest:
-        (folder / "done.txt").unlink(missing_ok=True)
-    _write_text(file, digest)
 
 
 def _labelled_slices(masks: Sequence[Case], wanted: float) -> tuple[int, ...]:
@@ -309,18 +299,3 @@ def _pieces(rows: slice, size: int) -> Iterator[slice]:
     """Consecutive pieces of ``rows``, of at most ``size``."""
     for start in range(rows.start, rows.stop, size):
         yield slice(start, min(start + size, rows.stop))
-
-
-def _array(file: Path, kind: type, shape: tuple[int, ...]) -> np.ndarray:
-    if file.is_file():
-        stored = np.load(file, mmap_mode="r+")
-        if stored.shape == shape:
-            return stored
-        del stored
-        (file.parent / "done.txt").unlink(missing_ok=True)  # what was done is not in the new array
-    return np.lib.format.open_memmap(file, mode="w+", dtype=kind, shape=shape)
-
-
-def _write_text(file: Path, text: str) -> None:
-    with replacing(file) as handle:
-        handle.write(text.encode())
