@@ -169,7 +169,7 @@ def doubt_of(segment: Segment) -> float:
 
 
 def _expected_dice(segment: Segment) -> float | None:
-    confidence = getattr(segment, "confidence", None)
+    confidence = segment.confidence
     return None if confidence is None else float(confidence.expected_dice)
 
 
@@ -258,7 +258,7 @@ def _columns(records: Sequence[CaseRecord]) -> dict[str, type]:
 def _rows(records: Sequence[CaseRecord]) -> Iterator[dict[str, Any]]:
     for record in records:
         for segment in record.segments:
-            row = {"case": record.case, "image": record.image}
+            row: dict[str, Any] = {"case": record.case, "image": record.image}
             row |= {name: value for name, value in asdict(segment).items() if name in COLUMNS}
             row["warnings"] = " ".join(segment.warnings)
             for name, parts in SPREAD.items():

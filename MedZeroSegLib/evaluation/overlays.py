@@ -96,11 +96,11 @@ def write_layers(
         predicted = frame.forward(layer.predicted)[index]
         if layer.reference is not None and layer.filled:
             reference = frame.forward(layer.reference)[index]
-            _outline(left, reference, color, "solid")
-            _outline(right, reference, REFERENCE_COLOR, "dashed")
+            outline(left, reference, color, "solid")
+            outline(right, reference, REFERENCE_COLOR, "dashed")
         if layer.filled:
-            _fill(right, predicted, color)
-        _outline(right, predicted, color, "solid")
+            fill(right, predicted, color)
+        outline(right, predicted, color, "solid")
     _legend(figure, [layer.label for layer in layers], colors)
     place = f", slice {index + 1} of {frame.forward(volume.voxels).shape[0]}" if volume.dimension == 3 else ""
     figure.suptitle(title + place)
@@ -125,13 +125,13 @@ def _largest_slice(volume: Volume, layers: Sequence[Layer]) -> int:
     return int(np.argmax(sum(frame.forward(mask).sum(axis=(1, 2)) for mask in masks)))
 
 
-def _fill(axes: Axes, mask: np.ndarray, color: Color) -> None:
+def fill(axes: Axes, mask: np.ndarray, color: Color) -> None:
     tint = np.zeros((*mask.shape, 4))
     tint[mask] = (*color, FILL)
     axes.imshow(tint, aspect=axes.get_aspect(), interpolation="nearest")
 
 
-def _outline(axes: Axes, mask: np.ndarray, color: Color | str, style: str) -> None:
+def outline(axes: Axes, mask: np.ndarray, color: Color | str, style: str) -> None:
     """Along the pixels' middle; padded, so that a mask at the border is closed."""
     if mask.any():
         height, width = mask.shape
