@@ -19,7 +19,7 @@ from MedZeroSegLib.errors import InstallationError
 from MedZeroSegLib.vocabulary import vocabulary
 
 FOLDER = Path(__file__).parent / "heads"
-OTHERS = "other"  # the threshold's kind of what has none of its own
+OTHERS = "other"  # the kind of what the vocabulary lacks
 BONES, FINDINGS = ("bone", "spine", "dental"), ("finding", "device")
 LARGE_ORGANS = frozenset(
     {"liver", "spleen", "kidney", "lung", "stomach", "pancreas", "urinary bladder", "brain", "heart", "body"}
@@ -30,23 +30,28 @@ Features = Mapping[str, "float | np.ndarray"]
 
 @dataclass(frozen=True)
 class Logistic:
-    """σ(bias + Σ weight · feature); fitted to shares in 0..1 it is the fractional logit of Papke and Wooldridge (1996).
+    """σ(bias + Σ weight · feature + offsets); fitted to shares, it is Papke and Wooldridge's fractional logit (1996).
 
     Attributes
     ----------
     weights
         By feature; features that it doesn't name don't count.
+    kinds, structures
+        Added for a structure's kind (see ``kind_of``), and for the structure itself.
     """
 
     bias: float
     weights: Mapping[str, float]
+    kinds: Mapping[str, float] = field(default_factory=dict)
+    structures: Mapping[str, float] = field(default_factory=dict)
 
-    def logit(self, features: Features) -> Any:
-        """The linear part: a number, or an array where the features are arrays."""
-        return self.bias + sum(weight * features[name] for name, weight in self.weights.items())
+    def logit(self, name: str, features: Features) -> Any:
+        """The linear part for a structure: a number, or an array where the features are arrays."""
+        own = self.kinds.get(kind_of(name), 0.0) + self.structures.get(name, 0.0)
+        return self.bias + own + sum(weight * features[one] for one, weight in self.weights.items())
 
-    def __call__(self, features: Features) -> Any:
-        return expit(self.logit(features))
+    def __call__(self, name: str, features: Features) -> Any:
+        return expit(self.logit(name, features))
 
 
 @dataclass(frozen=True)
@@ -58,31 +63,25 @@ class Calibration:
     presence
         Probability that a structure is in the image, from `presence.presence_features`.
     found_min
-        Least of it for "found", by kind (see ``kind_of``).
+        Least of it for "found". The offsets of kinds and structures make it a threshold for each.
     dice
-        Expected Dice of a segment, from `confidence.measure`; ``offsets`` are added to its logit by structure.
+        Expected Dice of a segment, from `confidence.measure`.
     slice_dice
-        Expected Dice of one slice of a segment.
+        Expected Dice of one slice of a segment, from the slice and, as "segment", the logit of the whole.
     """
 
     presence: Logistic
-    found_min: Mapping[str, float]
+    found_min: float
     dice: Logistic
     slice_dice: Logistic
-    offsets: Mapping[str, float] = field(default_factory=dict)
 
     def is_found(self, name: str, features: Features) -> bool:
         """Whether a structure of the vocabulary is there."""
-        kind = kind_of(name)
-        return bool(self.presence(features) >= self.found_min.get(kind, self.found_min[OTHERS]))
-
-    def dice_logit(self, name: str, features: Features) -> float:
-        """Logit of the expected Dice of a segment of a structure."""
-        return float(self.dice.logit(features)) + self.offsets.get(name, 0.0)
+        return bool(self.presence(name, features) >= self.found_min)
 
 
 def kind_of(name: str) -> str:
-    """The kind of a structure for its threshold: large or small organ, bone, heart, brain, finding, or other."""
+    """The kind of a structure as presence counts it: large or small organ, bone, heart, brain, finding, or other."""
     structure = vocabulary().get(name)
     if structure is None:
         return OTHERS
@@ -107,10 +106,7 @@ def calibration_of(preset: str, folder: Path = FOLDER) -> Calibration | None:
         return None
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
-        logistics = {
-            name: Logistic(float(content[name]["bias"]), dict(content[name]["weights"]))
-            for name in ("presence", "dice", "slice_dice")
-        }
-        return Calibration(found_min=content["found_min"], offsets=content["offsets"], **logistics)
+        models = {name: Logistic(**content[name]) for name in ("presence", "dice", "slice_dice")}
+        return Calibration(found_min=float(content["found_min"]), **models)
     except (OSError, KeyError, TypeError, ValueError) as problem:
         raise InstallationError(f"{file} isn't a calibration of this version; reinstall medzeroseg.") from problem

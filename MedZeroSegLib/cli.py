@@ -50,15 +50,18 @@ def segment(
     report: Annotated[Optional[Path], typer.Option(help="JSON file that says how the result was made.")] = None,  # noqa: UP045
     modality: Annotated[str | None, typer.Option(help="CT, MR, X-ray, ultrasound, PET; else read or guessed.")] = None,
     frame: Annotated[Optional[int], typer.Option(help="Frame of a time series, from 0.")] = None,  # noqa: UP045
+    sensitivity: Annotated[float, typer.Option(help="0 to 1: the higher, the less evidence is enough.")] = 0.5,
     weights_folder: WeightsOption = None,
 ) -> None:
     """Segment named structures in one image."""
+    from MedZeroSegLib.sensitivity import check_sensitivity
     from MedZeroSegLib.volume_io import read_volume
     from MedZeroSegLib.writers import check_output, write_report, write_segmentation
 
     check_output(output, image)
+    check_sensitivity(sensitivity)
     volume = read_volume(image, modality=modality, frame=frame)
-    result = _run(volume, structures, preset, device, weights_folder)
+    result = _run(volume, structures, preset, device, weights_folder, sensitivity)
     written = write_segmentation(result, output)
     if report is not None:
         write_report(result, report)
@@ -131,6 +134,19 @@ def train_lite(
 
     file = train(manifest, output, steps, all_licences, start, start_share, seed, weights_folder)
     typer.echo(str(file))
+
+
+@train_app.command("confidence")
+def train_confidence_command(
+    manifest: Annotated[Path, typer.Option(help="manifest.csv; a sample of its train split is measured.")],
+    preset: Annotated[str, typer.Option(help="lite or lite-research.")] = "lite",
+    output: Annotated[Path, typer.Option(help="Folder for what was measured of each image.")] = Path("runs/confidence"),
+    weights_folder: WeightsOption = None,
+) -> None:
+    """Fit presence and expected Dice of a preset, after a change of its head. Goes on where it was stopped."""
+    from MedZeroSegLib.training.confidence import train_confidence
+
+    typer.echo(str(train_confidence(manifest, preset, output, weights_folder)))
 
 
 @train_app.command("names")
@@ -221,7 +237,9 @@ def main() -> None:
         sys.exit(InstallationError.exit_code)
 
 
-def _run(volume: Volume, structures: str, preset: str, device: str, weights_folder: Path | None) -> Segmentation:
+def _run(
+    volume: Volume, structures: str, preset: str, device: str, weights_folder: Path | None, sensitivity: float = 0.5
+) -> Segmentation:
     from rich.console import Console
     from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
     from rich.progress import Progress as Bar
@@ -240,7 +258,7 @@ def _run(volume: Volume, structures: str, preset: str, device: str, weights_fold
         def show(stage: str, share: float, /, **_values: str | int) -> None:
             bar.update(task, description=stage, completed=share)
 
-        return segment_volume(volume, structures, preset, device, weights_folder, show)
+        return segment_volume(volume, structures, preset, device, weights_folder, show, sensitivity=sensitivity)
 
 
 def _tell(result: Segmentation) -> None:

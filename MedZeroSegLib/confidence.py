@@ -20,6 +20,7 @@ from MedZeroSegLib.saliency import Saliency
 
 NEAR = 6  # cells around the mask whose probability counts as its own
 MARGIN_SHARE, MARGIN_MIN = 0.1, 3  # of the mask's box, and voxels, that the uncertainty map reaches beyond it
+DOUBTFUL_MIN, DOUBTFUL_MOST = 0.3, 10  # doubt from which a slice is worth a look, and how many are named
 FLAT = np.ones((1, 3, 3), bool)
 
 
@@ -46,6 +47,13 @@ class Confidence:
     slice_doubt: np.ndarray
     box: Extent
     uncertainty: np.ndarray
+
+    def doubtful_slices(self) -> list[int]:
+        """The slices that are most worth a look: local maxima of the doubt, the most doubtful first."""
+        padded = np.pad(self.slice_doubt, 1)
+        peaks = (padded[1:-1] >= DOUBTFUL_MIN) & (padded[1:-1] >= padded[:-2]) & (padded[1:-1] > padded[2:])
+        order = sorted(np.flatnonzero(peaks).tolist(), key=lambda index: -self.slice_doubt[index])
+        return order[:DOUBTFUL_MOST]
 
 
 @dataclass(frozen=True)
@@ -142,13 +150,13 @@ def confidence_of(
     calibration: Calibration,
 ) -> Confidence:
     """Confidence in a segment of a structure ``name``; ``mask`` is bool [N, h, w] on all canonical slices."""
-    logit = calibration.dice_logit(name, measured.segment)
+    logit = float(calibration.dice.logit(name, measured.segment))
     features = {**measured.slices, "segment": np.full(len(measured.rows), logit)}
     doubt = np.zeros(len(saliency.evidence), np.float32)
     for row in measured.rows:  # a neighbour that shows the structure and yet holds none of it is doubtful
         beside = slice(max(0, row - 1), row + 2)
         doubt[beside] = saliency.evidence[beside]
-    doubt[measured.rows] = 1 - calibration.slice_dice(features)
+    doubt[measured.rows] = 1 - calibration.slice_dice(name, features)
     box, uncertainty = _uncertainty(mask, encoded, refined.probability)
     frame = encoded.frame
     along = _between_keys(doubt, encoded)

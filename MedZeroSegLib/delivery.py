@@ -39,7 +39,9 @@ def segment_fields(request: SegmentRequest, segment: Segment, segmentation: Segm
 
     ``index`` is the place among the request's names; ``box`` is i0, i1, j0, j1, k0, k1, inclusive, or null when the
     structure was not found; ``code``, ``category`` and ``modifier`` are {"scheme", "value", "meaning"} or null;
-    ``color`` is 0..255; ``volume_ml`` is null where no mm are known or the image has no depth; ``provenance`` is what
+    ``color`` is 0..255; ``expected_dice`` is 0..1, ``slice_axis`` the axis of [k, j, i] across which the slices of
+    ``slice_doubt`` lie (0 sure .. 1 doubtful, one for each), all null where nothing is known of the segment's quality;
+    ``volume_ml`` is null where no mm are known or the image has no depth; ``provenance`` is what
     `segment_tags.provenance_record` keeps, with the date.
     """
     date = datetime.now(timezone.utc).isoformat(timespec="seconds")
@@ -54,10 +56,22 @@ def segment_fields(request: SegmentRequest, segment: Segment, segmentation: Segm
         **{key: code and asdict(code) for key, code in codes.items()},
         "color": segment.color,
         "slices": segment.slices,
+        **_trust(segment),
         "volume_ml": segmentation.volume_ml(segment),
         "warnings": segment.warnings,
         "trained": segment.provenance["trained"],
         "provenance": {**provenance_record(segment, segmentation), "date": date},
+    }
+
+
+def _trust(segment: Segment) -> dict[str, Any]:
+    confidence = segment.confidence
+    if confidence is None:
+        return {"expected_dice": None, "slice_axis": None, "slice_doubt": None}
+    return {
+        "expected_dice": round(confidence.expected_dice, 3),
+        "slice_axis": confidence.slice_axis,
+        "slice_doubt": [round(float(doubt), 3) for doubt in confidence.slice_doubt],
     }
 
 

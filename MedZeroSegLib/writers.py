@@ -170,9 +170,25 @@ def _structure(segment: Segment, segmentation: Segmentation) -> dict[str, Any]:
         "code": asdict(segment.code) if segment.code else None,
         "found": segment.found,
         "score": round(segment.score, 4),
+        **_trust(segment),
         **_measure(segment, segmentation),
         "slices": segment.slices,
         "warnings": segment.warnings,
+    }
+
+
+def _trust(segment: Segment) -> dict[str, Any]:
+    """The expected Dice, 0..1, and the slices that are most worth a look, as indices from 0 along their axis."""
+    confidence = segment.confidence
+    if confidence is None:
+        return {"expected_dice": None, "doubtful_slices": []}
+    return {
+        "expected_dice": round(confidence.expected_dice, 3),
+        "slice_axis": "kji"[confidence.slice_axis],
+        "doubtful_slices": [
+            {"slice": index, "doubt": round(float(confidence.slice_doubt[index]), 3)}
+            for index in confidence.doubtful_slices()
+        ],
     }
 
 

@@ -7,6 +7,7 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -93,7 +94,7 @@ def _measured_rows(image: Sequence[Case], questions: Sequence[Question], engine:
             whole = draw(encoded, concept, saliency, engine, tell_nobody) if drawn else None
             for question, query, one, truth in zip(questions, queries, concepts, truths, strict=True):
                 if one.name == concept.name:
-                    facts = {
+                    facts: dict[str, Any] = {
                         "source": question.case.source,
                         "patient": question.case.patient_id,
                         "case": question.case.case_id,
@@ -111,7 +112,7 @@ def _measured_rows(image: Sequence[Case], questions: Sequence[Question], engine:
                     yield Row(**facts, **judged)
 
 
-def _judged(volume: Volume, query: Query, concept: Concept, whole: Whole, truth: np.ndarray) -> dict[str, object]:
+def _judged(volume: Volume, query: Query, concept: Concept, whole: Whole, truth: np.ndarray) -> dict[str, Any]:
     """Features of one segment and its Dice, empty where it is empty."""
     mask, _ = asked_side(volume, query, whole)
     measured = measured_segment(volume, query, concept, whole, mask) if mask.any() else None
