@@ -49,7 +49,7 @@ class CovidCase(Case):
         if between > BETWEEN_MAX:
             raise InputError(
                 f"{self.mask} has grey values in {100 * between:.0f} % of its pixels, so it is no mask; "
-                "are images and masks swapped?"
+                "bring the pair again, in which image and mask may be swapped."
             )
         return (np.where(values > full / 2, FULL, 0) if full else np.zeros(values.shape)).astype(np.uint16)[None]
 

@@ -50,5 +50,5 @@ def check_values(labels: np.ndarray, case: Case, title: str) -> None:
         values = listed(sorted(known), len(known))
         raise InputError(
             f"{case.mask} holds the value {foreign[0]}, which {title} doesn't use ({values}); "
-            "is it the mask, and not the image or a mask of another data set?"
+            "bring the original mask, which may be swapped with the image or with another data set's."
         )

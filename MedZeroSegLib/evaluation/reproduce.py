@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,16 +14,21 @@ from MedZeroSegLib.evaluation import figures
 from MedZeroSegLib.evaluation.figures import Bootstrap
 from MedZeroSegLib.evaluation.prompt_sets import parse_toml
 from MedZeroSegLib.evaluation.report import quoted
-from MedZeroSegLib.evaluation.scores import read_scores
+from MedZeroSegLib.evaluation.scores import Score, read_scores
 from MedZeroSegLib.evaluation.tables import number, table
+
+RATES: Mapping[str, Callable[[Score], float | None]] = {
+    "found": lambda score: figures.found(score) if score.kind != "far" else None,
+    "false finds": figures.falsely_found,
+}
 
 
 @dataclass(frozen=True)
 class Expected:
-    """One figure: mean Dice, and how far from it another machine may come."""
+    """One figure, a mean Dice or one of ``RATES``, over so many cases, and how far from it other machines may come."""
 
     title: str
-    dice: float
+    value: float
     tolerance: float
     cases: int
 
@@ -42,6 +47,8 @@ class Recipe:
         What ``run.json`` must hold: split, preset, hash of the images' list, ...
     weights
         SHA-256 by name.
+    settings
+        Of the preset, as the segmenter states them.
     """
 
     printed: str
@@ -51,6 +58,7 @@ class Recipe:
     prompts: str
     identity: Mapping[str, Any]
     weights: Mapping[str, str]
+    settings: Mapping[str, Any]
     expected: tuple[Expected, ...]
 
 
@@ -62,7 +70,7 @@ def read_recipe(path: Path) -> Recipe:
         identity = {key: run[key] for key in ("manifest", "files") if key in run}
         return Recipe(
             content["printed"], run["data"], run["split"], run["preset"], run.get("prompts", ""), identity,
-            content["weights"], tuple(Expected(**figure) for figure in content["figure"]),
+            content["weights"], content["settings"], tuple(Expected(**figure) for figure in content["figure"]),
         )  # fmt: skip
     except OSError as problem:
         raise InputError(f"{path} can't be read; give a file of Testing/benchmarks/reproduce.") from problem
@@ -85,20 +93,22 @@ def judge(recipe: Recipe, folder: Path) -> Verdict:
     except (OSError, ValueError) as problem:
         raise InputError(f"{folder} holds no evaluation; run it first.") from problem
     differing = _differing(recipe, run)
-    selections = quoted(read_scores(folder / "cases.csv"))
-    bootstrap = Bootstrap(row for rows in selections.values() for selection in rows for row in selection)
+    scores = read_scores(folder / "cases.csv")
+    selections, bootstrap = quoted(scores), Bootstrap(scores)
     lines, right = [], not differing
     for expected in recipe.expected:
-        estimate = bootstrap.estimate(selections.get(expected.title, []), figures.dice)
-        close = not math.isnan(estimate.mean) and abs(estimate.mean - expected.dice) <= expected.tolerance + 1e-9
+        rate = RATES.get(expected.title)
+        rows = selections.get(expected.title, []) if rate is None else [scores]
+        estimate = bootstrap.estimate(rows, rate or figures.dice)
+        close = not math.isnan(estimate.mean) and abs(estimate.mean - expected.value) <= expected.tolerance + 1e-9
         same = close and estimate.cases == expected.cases
         right &= same
-        wanted = f"{expected.dice:.3f} ± {expected.tolerance:.3f} ({expected.cases} cases)"
+        wanted = f"{expected.value:.3f} ± {expected.tolerance:.3f} ({expected.cases} cases)"
         found = f"{number(estimate.mean)} ({estimate.cases} cases)"
         lines.append([expected.title, wanted, found, "reproduced" if same else "**not reproduced**"])
     head = f"# {recipe.printed}: {'reproduced' if right else 'not reproduced'}\n\n"
     text = "".join(f"{sentence}\n\n" for sentence in differing)
-    return Verdict(right, head + text + table(["figure", "expected Dice", "measured", ""], lines) + "\n")
+    return Verdict(right, head + text + table(["figure", "expected", "measured", ""], lines) + "\n")
 
 
 def _differing(recipe: Recipe, run: Mapping[str, Any]) -> Sequence[str]:
@@ -112,4 +122,8 @@ def _differing(recipe: Recipe, run: Mapping[str, Any]) -> Sequence[str]:
         if there.get(name) != sha256:
             found = there.get(name, "none")[:12]
             sentences.append(f"The weights {name} are {found}, those of the figures were {sha256[:12]}.")
+    settings = run.get("settings", {})
+    for key, value in recipe.settings.items():
+        if settings.get(key) != value:
+            sentences.append(f"The preset's {key} is {settings.get(key)}, that of the figures was {value}.")
     return sentences
