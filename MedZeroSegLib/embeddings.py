@@ -50,6 +50,8 @@ class EncodedVolume:
         bool [n, cells, cells], the patient on the cells of the logit maps.
     body_mask
         bool [N, h, w] on all canonical slices.
+    within
+        bool [N, h, w], the volume's region on all canonical slices; None is everywhere.
     others
         The same volume along other axes, without the decoder's embedding.
     """
@@ -63,6 +65,7 @@ class EncodedVolume:
     pictures: np.ndarray
     body: np.ndarray
     body_mask: np.ndarray
+    within: np.ndarray | None = None
     others: tuple[EncodedVolume, ...] = ()
 
     @property
@@ -118,8 +121,10 @@ def encode_volume(
     frame = slice_frame(volume, through)
     shown = frame.forward(picture(volume, window))
     body = frame.forward(body_mask(volume))
+    within = None if volume.region is None else frame.forward(volume.region.mask(volume.shape))
+    asked = body if within is None else body & within
     canvas = fit_canvas(shown.shape[1:], frame.spacing[1:], size)
-    keys = key_slices(body, frame)
+    keys = key_slices(body, frame, within)
     count = len(keys.indices)
     coarse = pixels = np.zeros((0, 1, 1, 1), np.float16)
     summary, pictures = np.zeros((0, 0), np.float32), np.zeros((count, size, size), np.uint8)
@@ -138,15 +143,17 @@ def encode_volume(
         pixels[slab] = features.pixels.half().cpu().numpy()
         summary[slab] = features.summary.float().cpu().numpy()
         pictures[slab] = (canvas.place(chosen)[:, 0] * 255).round().byte().numpy()
-        cells[slab] = _cells_of(canvas, body[keys.indices[slab]], text_image.cells)
+        cells[slab] = _cells_of(canvas, asked[keys.indices[slab]], text_image.cells)
         if progress:
             progress("encoding", slab.stop / count, slice=slab.stop, slices=count)
-    return EncodedVolume(frame, canvas, keys, coarse, pixels, summary, pictures, cells, body)
+    return EncodedVolume(frame, canvas, keys, coarse, pixels, summary, pictures, cells, body, within)
 
 
-def key_slices(body: np.ndarray, frame: SliceFrame) -> KeySlices:
-    """Which canonical slices are encoded: those with body, about ``KEY_DISTANCE_MM`` apart, first and last included."""
-    with_body = np.flatnonzero(body.mean(axis=(1, 2)) >= BODY_FRACTION_MIN)
+def key_slices(body: np.ndarray, frame: SliceFrame, within: np.ndarray | None = None) -> KeySlices:
+    """Which canonical slices are encoded: those with body, about ``KEY_DISTANCE_MM`` apart, first and last included;
+    of these only slices that a region, bool [N, h, w], reaches into."""
+    enough = body.mean(axis=(1, 2)) >= BODY_FRACTION_MIN
+    with_body = np.flatnonzero(enough if within is None else enough & within.any(axis=(1, 2)))
     if not len(with_body):
         return KeySlices(with_body, len(body))
     chosen = np.unique(np.append(with_body[:: _step(body.shape, frame)], with_body[-1]))
@@ -157,7 +164,8 @@ def expected_slices(volume: Volume) -> int:
     """About how many slices of a volume are key slices, before it is looked at: as if all held the patient."""
     frame = slice_frame(volume)
     shape = frame.forward(volume.voxels).shape
-    return -(-shape[0] // _step(shape, frame))
+    count = shape[0] if volume.region is None else volume.region.shape[frame.permutation[0]]
+    return -(-count // _step(shape, frame))
 
 
 def _step(shape: tuple[int, ...], frame: SliceFrame) -> int:

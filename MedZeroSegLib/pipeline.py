@@ -38,6 +38,7 @@ from MedZeroSegLib.propagation import Refined, refine
 from MedZeroSegLib.queries import Query, resolve
 from MedZeroSegLib.saliency import FOUND_SHARE_MIN, Saliency, smooth_across
 from MedZeroSegLib.segment import Segment, Segmentation
+from MedZeroSegLib.sensitivity import NEUTRAL
 from MedZeroSegLib.slices import slice_frame
 from MedZeroSegLib.tracking import track
 from MedZeroSegLib.twins import ReadySegments
@@ -78,11 +79,14 @@ def segment(
     weights_folder: Path | None = None,
     progress: Progress | None = None,
     on_segment: OnSegment | None = None,
+    sensitivity: float = NEUTRAL,
 ) -> Segmentation:
     """Segment the named structures.
 
     Parameters
     ----------
+    volume
+        Where it has a region, only there.
     names
         Names as a person types them, as a list or as one text with separators.
     preset
@@ -108,6 +112,8 @@ def segment(
     on_segment
         Called with each segment as soon as it is ready, and with its place among the names. A warning that a later
         segment gives rise to is in the result only.
+    sensitivity
+        0..1, how little evidence is enough; see ``sensitivity.threshold_at``.
 
     Returns
     -------
@@ -123,7 +129,7 @@ def segment(
     require_memory(volume, len(queries), loaded=bool(_encoded), preset=preset)
     tell("loading", 0.0)
     with clock.stage("loading"):
-        engine = load_engine(preset, device, weights_folder)
+        engine = load_engine(preset, device, weights_folder).at(sensitivity)
     return segment_with(engine, volume, queries, clock, tell, on_segment)
 
 
@@ -227,6 +233,8 @@ def draw(encoded: EncodedVolume, concept: Concept, saliency: Saliency, engine: E
     tell("segmenting", DECODING_SHARE)
     mask = restore_mask(refined.probability, present, encoded.keys, encoded.canvas, FOUND_SHARE_MIN)
     tell("segmenting", (1 + DECODING_SHARE) / 2)
+    if encoded.within is not None:
+        mask &= encoded.within
     mask = keep_parts(mask if concept.ring else fill_holes(mask), concept.parts)
     tell("segmenting", 1.0)
     return Whole(encoded, mask, saliency.score, bool(mask.any()), saliency, refined)
@@ -415,7 +423,9 @@ def encoder_seconds(engine: Engine) -> float:
 
 
 def _key(volume: Volume, window: tuple[float, float] | None, engine: Engine) -> tuple[Any, ...]:
-    return (volume.fingerprint, volume.modality, volume.dimension, window, engine.preset.name, engine.device)
+    return (
+        volume.fingerprint, volume.region, volume.modality, volume.dimension, window, engine.preset.name, engine.device,
+    )  # fmt: skip
 
 
 def _encode_fitting(

@@ -1,9 +1,10 @@
 """Messages between the Slicer module and the engine's process: one JSON object a line, checked alike on both sides.
-Voxels and masks travel as .npy files that the messages name. Needs nothing but Python itself.
+Voxels and masks travel as .npy files that the messages name. Needs no PyTorch.
 
 To the engine, "id" being a number that the module has not used before:
 
-- ``{"id", "cmd": "segment", "volume": {...}, "names": [...], "folder", "preset", "device", "weights_folder"}``
+- ``{"id", "cmd": "segment", "volume": {...}, "names": [...], "folder", "preset", "device", "weights_folder"}``,
+  and where they aren't as usual ``"sensitivity": 0..1`` and ``"region": {"box", "ijk_to_unit"}`` of `region.Region`
 - ``{"id", "cmd": "check", "preset", "device", "weights_folder"}``: do packages, weights and device work?
 - ``{"id", "cmd": "edit-start" | "edit" | "edit-end", ...}``: correcting by hand, see `edit_protocol`
 - ``{"id", "cmd": "forget"}``: free models and volumes
@@ -27,6 +28,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, TypeVar
+
+from MedZeroSegLib.region import Region
+from MedZeroSegLib.sensitivity import NEUTRAL
 
 FINAL_EVENTS = ("finished", "cancelled", "error")
 EVENTS = ("progress", "segment", "result", "editing", "edited", *FINAL_EVENTS)
@@ -91,6 +95,8 @@ class SegmentRequest(CheckRequest):
     volume: VolumeFile
     names: tuple[str, ...]
     folder: Path
+    sensitivity: float = NEUTRAL
+    region: Region | None = None
 
 
 def encode_line(message: Mapping[str, Any]) -> bytes:
@@ -134,6 +140,8 @@ def read_segment(message: Mapping[str, Any]) -> SegmentRequest:
         volume=volume_file(entry_of(message, "volume", dict)),
         names=tuple(names),
         folder=Path(entry_of(message, "folder", str)),
+        sensitivity=entry_of(message, "sensitivity", float) if "sensitivity" in message else NEUTRAL,
+        region=_region(entry_of(message, "region", dict)) if message.get("region") is not None else None,
     )
 
 
@@ -185,15 +193,23 @@ def volume_file(entry: Mapping[str, Any]) -> VolumeFile:
     )
 
 
-def matrix_rows(entry: Mapping[str, Any]) -> tuple[tuple[float, ...], ...]:
-    """The rows of the 4×4 matrix "ijk_to_lps"; raises ProtocolError."""
-    matrix = entry_of(entry, "ijk_to_lps", list)
+def _region(entry: Mapping[str, Any]) -> Region:
+    box = entry_of(entry, "box", list)
+    if len(box) != 6 or not all(type(index) is int for index in box):
+        raise ProtocolError("'box' isn't six indices")
+    i0, i1, j0, j1, k0, k1 = box
+    return Region((i0, i1, j0, j1, k0, k1), matrix_rows(entry, "ijk_to_unit") if entry.get("ijk_to_unit") else None)
+
+
+def matrix_rows(entry: Mapping[str, Any], key: str = "ijk_to_lps") -> tuple[tuple[float, ...], ...]:
+    """The rows of a 4×4 matrix; raises ProtocolError."""
+    matrix = entry_of(entry, key, list)
     try:
         rows = tuple(tuple(float(number) for number in row) for row in matrix)
     except (TypeError, ValueError) as problem:
-        raise ProtocolError("'ijk_to_lps' holds something else than numbers") from problem
+        raise ProtocolError(f"{key!r} holds something else than numbers") from problem
     if [len(row) for row in rows] != [4, 4, 4, 4]:
-        raise ProtocolError("'ijk_to_lps' is no 4×4 matrix")
+        raise ProtocolError(f"{key!r} is no 4×4 matrix")
     return rows
 
 

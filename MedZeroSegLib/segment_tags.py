@@ -30,7 +30,7 @@ def provenance_record(segment: Segment, segmentation: Segmentation) -> dict[str,
     ``volume_fingerprint`` and ``mask_sha256`` tell later whether it is still what was made, of the same image. It holds
     no date, so that the same image, names and weights give the same file, byte for byte.
     """
-    extent = mask_extent(segment.mask)
+    extent, region = mask_extent(segment.mask), segmentation.volume.region
     return {
         "typed": segment.typed,
         "name": segment.name,
@@ -44,6 +44,7 @@ def provenance_record(segment: Segment, segmentation: Segmentation) -> dict[str,
         "weights": segmentation.weights,
         "device": segmentation.device,
         "volume_fingerprint": segmentation.volume.fingerprint,
+        "region": region and region.record(),
         "mask_sha256": mask_sha256(crop(segment.mask, extent), extent),
     }
 

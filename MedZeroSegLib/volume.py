@@ -11,6 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
+from MedZeroSegLib.region import Region
+
 MODALITIES = ("CT", "MR", "X-ray", "ultrasound", "PET", "nuclear medicine", "other")
 MODALITY_SOURCES = ("dicom", "guess", "given")
 SHEAR_MAX_DEGREES = 0.05  # what rounding in a header can do; SimpleITK itself stops reading NIfTI at about this
@@ -31,6 +33,7 @@ class Volume:
     outside : bool array [k, j, i] or None; True where voxels are padding or weren't finite.
     warnings : sentences for the user.
     path : the file or folder that was read.
+    region : where structures are looked for; None is everywhere.
 
     Raises
     ------
@@ -47,6 +50,7 @@ class Volume:
     outside: np.ndarray | None = None
     warnings: tuple[str, ...] = ()
     path: Path | None = None
+    region: Region | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "voxels", _read_only(self.voxels))
@@ -62,6 +66,8 @@ class Volume:
             raise ValueError(f"modality must be one of {', '.join(MODALITIES)}, not {self.modality!r}")
         if self.modality_source not in MODALITY_SOURCES:
             raise ValueError(f"modality_source must be one of {', '.join(MODALITY_SOURCES)}")
+        if self.region is not None and not self.region.lies_in(self.voxels.shape):
+            raise ValueError(f"the region {self.region.box} leaves the grid of {self.voxels.shape[::-1]} voxels")
         if self.dimension not in (2, 3) or (self.dimension == 2 and self.voxels.shape[0] != 1):
             raise ValueError("dimension must be 3, or 2 with voxels of shape [1, j, i]")
 

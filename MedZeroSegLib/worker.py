@@ -10,6 +10,7 @@ import sys
 import traceback
 from collections.abc import Mapping
 from contextlib import suppress
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from types import ModuleType
@@ -20,8 +21,9 @@ if not __package__:  # started by its path: this folder's modules are no top-lev
     sys.path[:] = [os.path.dirname(HERE), *(path for path in sys.path if os.path.abspath(path or ".") != HERE)]
 
 from MedZeroSegLib.delivery import deliver
+from MedZeroSegLib.edit_protocol import read_edit, read_edit_start
 from MedZeroSegLib.errors import InputError, InstallationError
-from MedZeroSegLib.protocol import ENVIRONMENT, CheckRequest, VolumeFile, read_check, read_segment
+from MedZeroSegLib.protocol import ENVIRONMENT, CheckRequest, SegmentRequest, VolumeFile, read_check, read_segment
 from MedZeroSegLib.request_loop import IDLE_S, Report, serve
 
 if TYPE_CHECKING:
@@ -38,7 +40,7 @@ def segment_volume(message: Mapping[str, Any], report: Report) -> dict[str, Any]
     request = read_segment(message)
     report.progress("loading")
     pipeline = _pipeline()
-    volume = _volume(request.volume, _signature(request.volume.voxels))
+    volume = _asked(_volume(request.volume, _signature(request.volume.voxels)), request)
     setting = _setting(request)
     forecast = Forecast(volume.voxels.size / 1e6, remembered_rates(rates_file(), setting))
 
@@ -48,12 +50,11 @@ def segment_volume(message: Mapping[str, Any], report: Report) -> dict[str, Any]
         report.progress("preparing" if stage == "planned" else stage, fraction, seconds_left, **shown)
 
     def hand_over(_index: int, segment: Segment) -> None:
-        engine = pipeline.load_engine(request.preset, request.device, request.weights_folder)
+        engine = pipeline.load_engine(request.preset, request.device, request.weights_folder).at(request.sensitivity)
         deliver(request, segment, pipeline.segmentation_of(volume, (segment,), engine, {}), report)
 
-    result = pipeline.segment(
-        volume, request.names, request.preset, request.device, request.weights_folder, tell, hand_over
-    )
+    where = (request.preset, request.device, request.weights_folder)
+    result = pipeline.segment(volume, request.names, *where, tell, hand_over, request.sensitivity)
     remember_rates(rates_file(), setting, forecast.measured())
     return {
         "seconds": result.seconds,
@@ -62,6 +63,24 @@ def segment_volume(message: Mapping[str, Any], report: Report) -> dict[str, Any]
         "device": result.device,
         "version": result.version,
     }
+
+
+def start_edit(message: Mapping[str, Any], report: Report) -> dict[str, Any]:
+    """Answer "edit-start": see `edit_protocol`."""
+    request = read_edit_start(message)
+    report.progress("loading")
+    return _corrections().start_edit(message, report, _volume(request.volume, _signature(request.volume.voxels)))
+
+
+def edit(message: Mapping[str, Any], report: Report) -> dict[str, Any]:
+    """Answer "edit"."""
+    request = read_edit(message)
+    return _corrections().edit(message, report, _volume(request.volume, _signature(request.volume.voxels)))
+
+
+def end_edit(message: Mapping[str, Any], report: Report) -> dict[str, Any]:
+    """Answer "edit-end"."""
+    return _corrections().end_edit(message, report)
 
 
 def check_engine(message: Mapping[str, Any], report: Report) -> dict[str, Any]:
@@ -90,6 +109,9 @@ def forget(_message: Mapping[str, Any], _report: Report) -> dict[str, Any]:
     import gc
 
     _volume.cache_clear()
+    if "MedZeroSegLib.edit_worker" in sys.modules:
+        _corrections().forget_sessions()
+        sys.modules["MedZeroSegLib.editing"].forget_embeddings()
     if "MedZeroSegLib.pipeline" in sys.modules:
         pipeline = _pipeline()
         pipeline.forget_volumes()
@@ -116,6 +138,14 @@ def _pipeline() -> ModuleType:
     return pipeline
 
 
+def _corrections() -> ModuleType:
+    """Correcting by hand, on the line."""
+    _pipeline()
+    from MedZeroSegLib import edit_worker
+
+    return edit_worker
+
+
 def _setting(request: CheckRequest) -> str:
     """What the time that stages take depends on."""
     return f"{request.preset} on {request.device}"
@@ -128,6 +158,15 @@ def _signature(file: Path) -> tuple[int, int]:
     except OSError as problem:
         raise InputError("The image's voxels were not handed over; press Segment again.") from problem
     return state.st_mtime_ns, state.st_size
+
+
+def _asked(volume: Volume, request: SegmentRequest) -> Volume:
+    """The volume with the region that is asked about."""
+    if request.region is None:
+        return volume
+    if not request.region.lies_in(volume.shape):
+        raise InputError("The region of interest lies outside the image; move it, or choose none.")
+    return replace(volume, region=request.region)
 
 
 @lru_cache(maxsize=1)
@@ -168,7 +207,15 @@ def main() -> NoReturn:
     faulthandler.enable()
     with suppress(AttributeError, OSError):  # Windows: the module starts it with a lower priority
         os.nice(NICENESS)
-    serve({"segment": segment_volume, "check": check_engine, "forget": forget}, arguments.idle_seconds)
+    handlers = {
+        "segment": segment_volume,
+        "edit-start": start_edit,
+        "edit": edit,
+        "edit-end": end_edit,
+        "check": check_engine,
+        "forget": forget,
+    }
+    serve(handlers, arguments.idle_seconds)
 
 
 if __name__ == "__main__":
