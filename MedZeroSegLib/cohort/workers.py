@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 LOOPBACK = "127.0.0.1"
 MEMORY_SHARE_MAX = 0.95  # of its part of the memory; a worker that takes more is ended before the machine stalls
 START_S = 180  # until a worker must have come up, with all its imports
+ANSWER_S = 20  # until a scheduler that is said to run must have answered
 SLURM = "slurm"
 TRIM = {"MALLOC_TRIM_THRESHOLD_": "65536"}  # glibc gives memory back after each case
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
@@ -123,7 +124,7 @@ def hired(crew: Crew) -> Iterator[tuple[Client, int]]:
                 target = crew.scheduler
             else:
                 target = stack.enter_context(_local_cluster(crew))
-            client = stack.enter_context(Client(target, timeout=START_S))
+            client = stack.enter_context(Client(target, timeout=ANSWER_S if crew.scheduler else START_S))
             if not crew.scheduler:
                 client.wait_for_workers(1, timeout=START_S)
         except (TimeoutError, OSError, ValueError) as problem:

@@ -32,6 +32,7 @@ ROOT = Path(__file__).parents[2]
 PRELOAD = Path(__file__).with_name("counted_engine.py")
 STRUCTURES = "left ventricle; liver"
 SLICES_OF = ("sunnybrook_cardiac_mr", "medscribble_chaos_liver_ct")  # small pictures
+LATER_S = 3.0  # at most, from the computation that was waited for to the kill
 WARM_UP = 0.2  # share of the cases after which memory has to stay the same
 
 
@@ -98,13 +99,12 @@ def kills(folder: Path, cases: int, times: int, data: Path | None) -> None:
         process = subprocess.Popen(
             command(source, output, 2, 1), env=environment(log), stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL
         )
-        wait_until_started(log, process)
-        wait = chance.uniform(0, 2 * cases / (times + 1) * 0.7)
-        time.sleep(wait)
+        wait_until_computed(log, process, done_before + chance.randint(0, 2 * cases // (times + 1)))
+        time.sleep(chance.uniform(0, LATER_S))
         process.kill()
         process.wait()
         done = log_counts(log)[1].total()
-        print(f"kill {number + 1}: {wait:.1f} s after the first case; {done - done_before} computations", flush=True)
+        print(f"kill {number + 1}: after {done - done_before} computations", flush=True)
         done_before = done
     seconds = run(source, output, log, 2, 1)
     begun, ended = log_counts(log)
@@ -114,11 +114,13 @@ def kills(folder: Path, cases: int, times: int, data: Path | None) -> None:
     print(f"computations begun: {begun.total()}, at most {max(begun.values())} of one image")
 
 
-def wait_until_started(log: Path, process: subprocess.Popen) -> None:
-    """Until a case is computed in this run: what is killed before has done nothing."""
-    lines = log.read_text().count("\n") if log.exists() else 0
-    while process.poll() is None and (not log.exists() or log.read_text().count("\n") == lines):
-        time.sleep(0.02)
+def wait_until_computed(log: Path, process: subprocess.Popen, computations: int) -> None:
+    """Until so many computations have ended and a further one has begun, or the run is over."""
+    while process.poll() is None:
+        begun, ended = log_counts(log)
+        if ended.total() >= computations and begun.total() > ended.total():
+            return
+        time.sleep(0.05)
 
 
 def log_counts(log: Path) -> tuple[Counter[str], Counter[str]]:
