@@ -38,6 +38,8 @@ class Drawing:
         Slices that a person called right, and those of them that the structure isn't in.
     before
         Packed masks of slices as they were before a person first said something of them.
+    pending
+        Slices of which a person said something that hasn't been carried to others yet, with their packed masks before.
     """
 
     mask: np.ndarray
@@ -46,6 +48,7 @@ class Drawing:
     confirmed: frozenset[int] = frozenset()
     absent: frozenset[int] = frozenset()
     before: dict[int, np.ndarray] = field(default_factory=dict)
+    pending: dict[int, np.ndarray] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.drawn = np.zeros(self.mask.shape, np.uint8)
@@ -57,9 +60,15 @@ class Drawing:
         drawn = self.drawn[index]
         return (mask & (drawn != OUTSIDE)) | (drawn == INSIDE)
 
-    def mask_before(self, index: int) -> np.ndarray:
-        """The slice's mask before a person first said something of it, bool [h, w]."""
-        packed = self.before.get(index)
+    def remember(self, index: int) -> None:
+        """To be called before a person's word changes a slice."""
+        packed = _packed(self.mask[index])
+        self.before.setdefault(index, packed)
+        self.pending.setdefault(index, packed)
+
+    def mask_before(self, index: int, since_carried: bool = False) -> np.ndarray:
+        """The slice's mask before a person first said something of it, bool [h, w]; or first since that was carried."""
+        packed = (self.pending if since_carried else self.before).get(index)
         return self.mask[index] if packed is None else _unpacked(packed, self.mask.shape[1:])
 
 
@@ -71,14 +80,17 @@ class _Marks:
     confirmed: frozenset[int]
     absent: frozenset[int]
     before: dict[int, np.ndarray]
+    pending: dict[int, np.ndarray]
 
     @staticmethod
     def of(drawing: Drawing) -> _Marks:
-        return _Marks(dict(drawing.hints), drawing.confirmed, drawing.absent, dict(drawing.before))
+        return _Marks(
+            dict(drawing.hints), drawing.confirmed, drawing.absent, dict(drawing.before), dict(drawing.pending)
+        )
 
     def put(self, drawing: Drawing) -> None:
         drawing.hints, drawing.before = dict(self.hints), dict(self.before)
-        drawing.confirmed, drawing.absent = self.confirmed, self.absent
+        drawing.confirmed, drawing.absent, drawing.pending = self.confirmed, self.absent, dict(self.pending)
 
 
 @dataclass(frozen=True)

@@ -197,8 +197,7 @@ class EditingSession:
         """The segment as other tools left it, bool [k, j, i] or None for empty: what differs was drawn by a person."""
         new = self._nothing() if mask is None else self._canonical(mask, "mask")
         with self._change() as said:
-            for n in np.flatnonzero((new != self.drawing.mask).any(axis=(1, 2))):
-                n = int(n)
+            for n in map(int, np.flatnonzero((new != self.drawing.mask).any(axis=(1, 2)))):
                 self._remember(n)
                 self.revisions.touch(n)
                 differs = new[n] != self.drawing.mask[n]
@@ -225,8 +224,14 @@ class EditingSession:
 
         Raises SessionLost for a revision that isn't kept: the last fifty are, and a new action replaces those ahead.
         """
-        before = self.drawing.mask.copy() if revision != self.revision else self.drawing.mask
+        if revision == self.revision:
+            return self._since({}, ())
+        before = self.drawing.mask.copy()
         self.revisions.go_to(revision)
+        return self.change_since(before)
+
+    def change_since(self, before: np.ndarray) -> Change:
+        """What differs from the canonical mask ``before``, bool [n, h, w]."""
         changed = np.flatnonzero((before != self.drawing.mask).any(axis=(1, 2)))
         return self._since({int(n): before[n] for n in changed}, ())
 
@@ -262,14 +267,17 @@ class EditingSession:
             said.append(f"Slice {index} had been confirmed; that is taken back by drawing in it.")
         drawn[places[:, 0], places[:, 1]] = mine
         spots = self._hint(n, places, inside, radius)
-        self.write(n, self._corrected(n, spots, said if inside else None, places))
+        other_side = inside and not self._on_named_side(n, places)
+        if other_side:
+            said.append(f"That lies on the other side of the body than the name {self.name} says.")
+        self.write(n, self.allowed(n, self._corrected(n, spots), other_side))
 
     def _hint(self, n: int, places: np.ndarray, inside: bool, radius: int) -> np.ndarray:
         spots = spots_on(self.embeddings.canvas, places, radius) if len(places) else no_hints().include
         self.drawing.hints[n] = marked(self.drawing.hints.get(n) or no_hints(), spots, inside)
         return spots
 
-    def _corrected(self, n: int, spots: np.ndarray, said: list[str] | None, places: np.ndarray) -> np.ndarray:
+    def _corrected(self, n: int, spots: np.ndarray) -> np.ndarray:
         """The slice's mask bool [h, w] as the models draw it with all hints."""
         canvas, seen = self.embeddings.canvas, self.embeddings.at(n)
         before = on_canvas(canvas, self.drawing.mask[n])
@@ -280,12 +288,14 @@ class EditingSession:
         )
         if self.blend.local and before.any():
             logits = only_at(spots, before, logits)
-        new = off_canvas(canvas, logits, before, self.drawing.mask[n])
-        crossing = said is not None and self._side is not None
-        if crossing and not np.broadcast_to(self._side, self.drawing.mask.shape)[n][places[:, 0], places[:, 1]].all():
-            said.append(f"The point lies on the other side of the body than {self.text.query.name} says.")
-            return self.allowed(n, new, other_side=True)
-        return self.allowed(n, new)
+        return off_canvas(canvas, logits, before, self.drawing.mask[n])
+
+    def _on_named_side(self, n: int, places: np.ndarray) -> bool:
+        """Whether places (row, column) [m, 2] of a slice lie on the side of the body that the name has, if any."""
+        if self._side is None:
+            return True
+        named = np.broadcast_to(self._side, self.drawing.mask.shape)[n]
+        return bool(named[places[:, 0], places[:, 1]].all())
 
     def allowed(self, n: int, new: np.ndarray, other_side: bool = False) -> np.ndarray:
         """A slice's new mask without what the model may not add: others' places, and the patient's other side."""
@@ -307,7 +317,7 @@ class EditingSession:
         self.drawing.hints.setdefault(n, no_hints())
 
     def _remember(self, n: int) -> None:
-        self.drawing.before.setdefault(n, np.packbits(self.drawing.mask[n]))
+        self.drawing.remember(n)
 
     def _spreading(self) -> Spreading:
         return Spreading(self)

@@ -8,6 +8,7 @@ corrector then draws it, with the structure's features from the corrected slices
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -35,15 +36,29 @@ PIXELS_MIN = 6  # of the canvas
 ANCHORS_MAX = 3  # nearest slices whose features are used
 REACH_MAX = 60  # slices with an embedding, from a correction outward
 
+Tell = Callable[[], None]
+
 
 @dataclass(frozen=True)
 class Anchor:
-    """A slice that a person corrected, on the canvas: its mask, the one before, and whether they called it right."""
+    """A slice that a person corrected, on the canvas.
+
+    Attributes
+    ----------
+    mask, before, carried
+        bool [256, 256]: now, before a person first said something of it, and when it was last carried to others.
+    confirmed
+        Whether a person called it right.
+    pending
+        Whether something of it is still to be carried.
+    """
 
     index: int
     mask: np.ndarray
     before: np.ndarray
+    carried: np.ndarray
     confirmed: bool
+    pending: bool
 
     @property
     def trust(self) -> float:
@@ -79,12 +94,9 @@ class Spreading:
 
     def run(self, said: list[str], progress: Progress | None) -> None:
         """Carry what was corrected to the other slices."""
-        anchors = [
-            Anchor(n, self._now(n), on_canvas(self.canvas, self.drawing.mask_before(n)), n in self.drawing.confirmed)
-            for n in self._corrected()
-        ]
-        if not anchors:
-            said.append("Nothing has been corrected yet that other slices could follow.")
+        anchors = [self._anchor(n) for n in self._corrected()]
+        if not any(anchor.pending for anchor in anchors):
+            said.append("Nothing new has been corrected that other slices could follow.")
             return
         legs = self._legs(anchors)
         count = max(1, sum(len(slices) for _, slices, _ in legs))
@@ -103,6 +115,11 @@ class Spreading:
                 self._outward(first, slices, tell)
             elif second is not None:
                 self._outward(second, slices[::-1], tell)
+        self.drawing.pending.clear()
+
+    def _anchor(self, n: int) -> Anchor:
+        before, carried = (on_canvas(self.canvas, self.drawing.mask_before(n, since)) for since in (False, True))
+        return Anchor(n, self._now(n), before, carried, n in self.drawing.confirmed, n in self.drawing.pending)
 
     def _corrected(self) -> list[int]:
         return sorted(self.drawing.confirmed | set(self.drawing.hints))
@@ -111,17 +128,18 @@ class Spreading:
         return on_canvas(self.canvas, self.drawing.mask[index])
 
     def _legs(self, anchors: list[Anchor]) -> list[tuple[Anchor | None, list[int], Anchor | None]]:
-        """The key slices before, between and after the anchors."""
+        """The key slices before, between and after the anchors, where one of these is still to be carried."""
         keys = [int(key) for key in self.embeddings.keys]
         ends: list[Anchor | None] = [None, *anchors, None]
         legs = []
         for first, second in zip(ends[:-1], ends[1:], strict=True):
             low = first.index if first else -1
             high = second.index if second else len(self.drawing.mask)
-            legs.append((first, [key for key in keys if low < key < high], second))
+            if (first and first.pending) or (second and second.pending):
+                legs.append((first, [key for key in keys if low < key < high], second))
         return legs
 
-    def _outward(self, anchor: Anchor, slices: list[int], tell) -> None:  # type: ignore[no-untyped-def]
+    def _outward(self, anchor: Anchor, slices: list[int], tell: Tell) -> None:
         """From the last anchor to the end of the volume or of the structure."""
         if not anchor.mask.any() and anchor.index in self.drawing.absent:
             self._clear_beyond(anchor.index, slices)
@@ -133,11 +151,11 @@ class Spreading:
             done.append(n)
         self._fill_gaps(done, before, anchor.local)
 
-    def _between(self, first: Anchor, slices: list[int], second: Anchor, tell) -> None:  # type: ignore[no-untyped-def]
+    def _between(self, first: Anchor, slices: list[int], second: Anchor, tell: Tell) -> None:
         """From both sides, and the nearer side counts more."""
         before = {n: self.drawing.mask[n].copy() for n in slices}
-        ahead = dict(self._walk(first, slices, tell, towards=second))
-        back = dict(self._walk(second, slices[::-1], tell, towards=first))
+        ahead = dict(self._walk(first, slices, tell, towards=second)) if first.pending else {}
+        back = dict(self._walk(second, slices[::-1], tell, towards=first)) if second.pending else {}
         done = [first.index]
         for n in slices:
             answers = [answer for answer in (ahead.get(n), back.get(n)) if answer is not None]
@@ -149,9 +167,11 @@ class Spreading:
             done.append(n)
         self._fill_gaps([*done, second.index], before, first.local and second.local)
 
-    def _walk(self, anchor: Anchor, slices: list[int], tell, towards: Anchor | None = None):  # type: ignore[no-untyped-def]
+    def _walk(
+        self, anchor: Anchor, slices: list[int], tell: Tell, towards: Anchor | None = None
+    ) -> Iterator[tuple[int, np.ndarray]]:
         """Slice by slice away from an anchor: index and logits [256, 256], until the structure ends."""
-        previous, was = anchor.mask, anchor.before
+        previous, was = anchor.mask, anchor.carried
         local = anchor.local and (towards is None or towards.local)
         for n in slices:
             tell()
@@ -244,12 +264,11 @@ class Spreading:
             return
         self.session.mark_corrected(middle)
         self._put_boxed(middle, drawn, inside)
-        anchor = Anchor(middle, drawn > 0, np.zeros_like(framed), False)
         slices = [int(key) for key in self.embeddings.keys if low[0] <= key <= high[0]]
         done = [middle]
         before = {n: self.drawing.mask[n].copy() for n in slices}
         for side in ([n for n in slices if n > middle], [n for n in slices if n < middle][::-1]):
-            previous = anchor.mask
+            previous = drawn > 0
             for n in side:
                 logits = np.where(framed, self._drawn(n, previous, signed(previous)), -SURE)
                 if self._has_ended(n, logits > 0, previous):

@@ -183,8 +183,8 @@ class Corrector:
 
     def __init__(self, network: CorrectorNetwork, device: str = "cpu") -> None:
         self.device = torch.device(device)
-        last = torch.channels_last
-        self.network = network.eval().requires_grad_(False).to(self.device, memory_format=last)
+        network = network.eval().requires_grad_(False).to(self.device)
+        self.network = network.to(memory_format=torch.channels_last)
 
     @torch.inference_mode()
     def logits(self, correction: Correction, coarse: np.ndarray) -> np.ndarray:

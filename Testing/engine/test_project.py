@@ -49,6 +49,11 @@ WITH_TORCH = (
     "tracking",
     "embeddings",
     "concepts",
+    "text_prior",
+    "slice_embeddings",
+    "editing_slice",
+    "spreading",
+    "editing",
     "propagation",
     "assembly",
     "pipeline",
@@ -97,7 +102,7 @@ def test_extension_metadata_fill_one_line_each():
 
 
 def test_wheel_takes_every_kind_of_file_that_the_library_holds():
-    taken = {".py", ".json", ".safetensors", ".md"}
+    taken = {".py", ".json", ".safetensors", ".md", ".html", ".js"}
     files = [Path(name) for name in tracked(LIBRARY)]
     assert {file.suffix for file in files if file.name != "CMakeLists.txt"} <= taken
     packages = {file.parent for file in files if file.suffix == ".py"}
