@@ -24,6 +24,7 @@ from MedZeroSegSlicer.names_review import Review, insert_names, name_at, name_li
 from MedZeroSegSlicer.panel_state import Facts, panel_state, run_reason, volume_line
 from MedZeroSegSlicer.parameters import MedZeroSegParameterNode
 from MedZeroSegSlicer.preferences import preference, recent_lists, remember_list, set_preference
+from MedZeroSegSlicer.region_of_interest import region_of
 from MedZeroSegSlicer.scene_choice import belongs_to, result_of
 from MedZeroSegSlicer.segmentation_run import Settings
 from MedZeroSegSlicer.self_test import MedZeroSegTest
@@ -32,6 +33,9 @@ from slicer.i18n import tr as _
 from slicer.i18n import translate
 from slicer.ScriptedLoadableModule import ScriptedLoadableModule, ScriptedLoadableModuleWidget
 from slicer.util import VTKObservationMixin
+
+from MedZeroSegLib.errors import InputError
+from MedZeroSegLib.region import Region
 
 __all__ = [
     "Device",
@@ -54,7 +58,7 @@ class MedZeroSeg(ScriptedLoadableModule):
         ScriptedLoadableModule.__init__(self, parent)
         parent.title = "MedZeroSeg"
         parent.categories = [translate("qSlicerAbstractCoreModule", "Segmentation")]
-        parent.dependencies = ["Segmentations", "SubjectHierarchy", "Terminologies"]
+        parent.dependencies = ["Markups", "Segmentations", "SubjectHierarchy", "Terminologies"]
         parent.contributors = ["MedZeroSeg contributors"]
         parent.helpText = _(
             "Type the names of structures; each that is found becomes an editable segment with name, color and code. "
@@ -86,6 +90,7 @@ class MedZeroSegWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         self.parameters: MedZeroSegParameterNode | None = None
         self._guiTag: Any = None
         self._volume: Any = None  # the one that is observed
+        self._region: Any = None  # the one that is observed
         self._models = Models.LITE  # those that were examined
         self._confirmed: tuple[str, ...] = ()  # unknown names that the user wants to try
         self._review = Review()  # as shown
@@ -187,6 +192,7 @@ class MedZeroSegWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
             self.removeObserver(self.parameters.parameterNode, vtk.vtkCommand.ModifiedEvent, self.onParameters)
         self.parameters = parameters
         self._observeVolume(parameters.inputVolume if parameters else None)
+        self._observeRegion(parameters.region if parameters else None)
         if parameters is not None:
             self._guiTag = parameters.connectGui(self.ui)
             self.addObserver(parameters.parameterNode, vtk.vtkCommand.ModifiedEvent, self.onParameters)
@@ -199,6 +205,7 @@ class MedZeroSegWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
             self._observeVolume(volume)
             if volume is None or not belongs_to(self.parameters.segmentation, volume):
                 self.parameters.segmentation = result_of(volume) if volume else None
+        self._observeRegion(self.parameters.region)
         if self.parameters.models is not self._models:
             self.examine()
         self.refresh()
@@ -217,6 +224,15 @@ class MedZeroSegWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
             if volume is not None:
                 self.addObserver(volume, event, self.refresh)
         self._volume = volume
+
+    def _observeRegion(self, region: Any) -> None:
+        """The user may move it at any time."""
+        for event in (vtk.vtkCommand.ModifiedEvent, slicer.vtkMRMLTransformableNode.TransformModifiedEvent):
+            if self._region is not None and self._region is not region:
+                self.removeObserver(self._region, event, self.refresh)
+            if region is not None and self._region is not region:
+                self.addObserver(region, event, self.refresh)
+        self._region = region
 
     # The one place that changes controls
 
@@ -240,13 +256,15 @@ class MedZeroSegWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         """What is true now."""
         parameters, run = self.parameters, self.logic.run
         segmentation = parameters.segmentation
+        region, region_problem = self.region()
         return Facts(
             setup=self.logic.setup,
             volume=self.volumeState(),
             review=self.review(),
             run=run.state,
             confirmed=self._confirmed,
-            all_frames=parameters.allFrames,
+            region=region,
+            region_problem=region_problem,
             licence_asked=parameters.models is Models.RESEARCH,
             licence_accepted=preference("licenceAccepted") == "true",
             has_segments=segmentation is not None and segmentation.GetSegmentation().GetNumberOfSegments() > 0,
@@ -258,6 +276,16 @@ class MedZeroSegWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         """What the chosen image is; None without one."""
         volume = self.parameters.inputVolume
         return None if volume is None else self.logic.describe(volume, self.parameters.modality)
+
+    def region(self) -> tuple[Region | None, str]:
+        """Where structures are looked for, None for everywhere; or why that cannot be."""
+        state, roi = self.volumeState(), self.parameters.region
+        if roi is None or state is None or not state.usable:
+            return None, ""
+        try:
+            return region_of(roi, self.parameters.inputVolume), ""
+        except InputError as error:
+            return None, str(error)
 
     def review(self) -> Review:
         """What the typed names were understood as."""
@@ -347,6 +375,7 @@ class MedZeroSegWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
             left_out=left_out,
             stay_out=parameters.stayOut,
             all_frames=parameters.allFrames and self.facts().frames > 1,
+            region=parameters.region,
         )
 
     def onSegmentation(self, node: Any) -> None:
@@ -356,7 +385,9 @@ class MedZeroSegWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
 
     def settings(self) -> Settings:
         """How the engine is to run."""
-        return Settings(self.parameters.models.value, self.parameters.device.value, preference("weightsFolder"))
+        parameters = self.parameters
+        folder = preference("weightsFolder")
+        return Settings(parameters.models.value, parameters.device.value, folder, parameters.sensitivity)
 
     def onCheck(self) -> None:
         """Let the engine check itself."""

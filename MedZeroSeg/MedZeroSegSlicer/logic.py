@@ -61,7 +61,7 @@ class MedZeroSegLogic(ScriptedLoadableModuleLogic):
     def segment(
         self, volume: Any, names: str | Sequence[str], segmentation: Any = None, modality: Modality = Modality.AUTO,
         models: Models = Models.LITE, device: Device = Device.AUTO, tryUnknown: bool = False, wait: bool = True,
-        allFrames: bool = False,
+        allFrames: bool = False, region: Any = None, sensitivity: float = 0.5,
     ) -> Any:  # fmt: skip
         """Segment names in a volume node.
 
@@ -72,6 +72,8 @@ class MedZeroSegLogic(ScriptedLoadableModuleLogic):
         tryUnknown : also send names that are no known structure, which are refused otherwise.
         wait : return when all is done; else at once, and ``onChanged`` tells.
         allFrames : of the sequence that the volume shows; the results become a sequence in the same browser.
+        region : a markups ROI node within which they are looked for.
+        sensitivity : 0..1; .5 is the models' own threshold.
 
         Returns
         -------
@@ -90,8 +92,9 @@ class MedZeroSegLogic(ScriptedLoadableModuleLogic):
             unknown = _("Not known: {names}; correct these names, or say tryUnknown=True.")
             listed = ", ".join(review.unknown)
             raise ValueError(review.problem or (unknown.format(names=listed) if listed else _("No name was given.")))
-        settings = Settings(models.value, device.value, preference("weightsFolder"))
-        self.start(volume, review.names, settings, segmentation, modality.value or None, all_frames=allFrames)
+        settings = Settings(models.value, device.value, preference("weightsFolder"), sensitivity)
+        options = {"all_frames": allFrames, "region": region}
+        self.start(volume, review.names, settings, segmentation, modality.value or None, **options)
         while wait and self.run.poll():
             time.sleep(POLL_MS / 1000)
         if self.run.state.phase is Phase.FAILED:

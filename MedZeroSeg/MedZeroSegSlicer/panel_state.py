@@ -3,7 +3,9 @@ Plain values in and out; the widget only copies them onto the controls of the sa
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+
+from MedZeroSegLib.region import Region
 
 from .install import Setup, banner_sentence
 from .names_review import Review
@@ -15,7 +17,8 @@ from .volumes import VolumeState
 # Controls that say what to segment, and how; they rest while the engine is at work.
 INPUTS = (
     "inputVolumeSelector", "modalitySelector", "promptsEdit", "listsButton", "reviewList", "segmentationSelector",
-    "modelsSelector", "deviceSelector", "stayOutBox", "weightsFolderEdit",
+    "modelsSelector", "deviceSelector", "stayOutBox", "weightsFolderEdit", "allFramesBox", "regionSelector",
+    "sensitivitySlider",
 )  # fmt: skip
 
 
@@ -26,7 +29,7 @@ class Facts:
     Attributes
     ----------
     volume : None where no volume is chosen.
-    all_frames : the user wants all frames of the sequence that the volume shows.
+    region, region_problem : where structures are looked for, None for everywhere; or why that cannot be.
     confirmed : the names that nobody knows which the user has confirmed to try.
     licence_asked, licence_accepted : whether the chosen models have a licence to accept, and whether it was.
     has_segments : the chosen result holds segments.
@@ -38,7 +41,8 @@ class Facts:
     volume: VolumeState | None
     review: Review
     run: RunState
-    all_frames: bool = False
+    region: Region | None = None
+    region_problem: str = ""
     confirmed: tuple[str, ...] = ()
     licence_asked: bool = False
     licence_accepted: bool = False
@@ -95,8 +99,8 @@ def panel_state(facts: Facts) -> dict[str, Control]:
         "allFramesBox": Control(
             text=_("All {count} frames of the sequence").format(count=facts.frames),
             visible=facts.frames > 1,
-            enabled=not running,
         ),
+        "regionLabel": _shown("" if facts.region_problem else region_line(facts.region)),
         "tryUnknownBox": _confirmation(facts),
         "licenceBox": Control(visible=facts.licence_asked, enabled=not running, checked=facts.licence_accepted),
         "runButton": Control(
@@ -111,7 +115,9 @@ def panel_state(facts: Facts) -> dict[str, Control]:
         "measurementsLabel": _shown(measurements_html(run)),
         **_buttons(facts),
     }
-    return controls | {name: Control(enabled=not running) for name in INPUTS}
+    for name in INPUTS:
+        controls[name] = replace(controls.get(name, Control()), enabled=not running)
+    return controls
 
 
 def _buttons(facts: Facts) -> dict[str, Control]:
@@ -138,6 +144,8 @@ def run_reason(facts: Facts) -> str:
         return _("Load an image first (drag a DICOM folder or a file here).")
     if not volume.usable:
         return volume.sentence
+    if facts.region_problem:
+        return facts.region_problem
     if review.problem:
         return review.problem
     if not review.rows:
@@ -154,6 +162,14 @@ def volume_line(volume: VolumeState | None) -> str:
     if volume is None or not volume.usable:
         return ""
     return "\n".join([volume.size_line, *volume.warnings])
+
+
+def region_line(region: Region | None) -> str:
+    """Size of the box that is looked at."""
+    if region is None:
+        return ""
+    text = _("{size} voxels") if region.ijk_to_unit is None else _("turned, within {size} voxels")
+    return text.format(size=" x ".join(map(str, region.shape[::-1])))
 
 
 def modality_line(volume: VolumeState | None) -> str:

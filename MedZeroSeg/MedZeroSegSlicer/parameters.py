@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from slicer import vtkMRMLScalarVolumeNode, vtkMRMLSegmentationNode
-from slicer.parameterNodeWrapper import parameterNodeWrapper
+from typing import Annotated
+
+from slicer import vtkMRMLMarkupsROINode, vtkMRMLScalarVolumeNode, vtkMRMLSegmentationNode
+from slicer.parameterNodeWrapper import WithinRange, parameterNodeWrapper
 
 from .choices import Device, Modality, Models
 
 
 @parameterNodeWrapper
 class MedZeroSegParameterNode:
-    """The parameters; segmentation None means a new one."""
+    """The parameters; segmentation None means a new one, region None the whole image."""
 
     inputVolume: vtkMRMLScalarVolumeNode
     segmentation: vtkMRMLSegmentationNode
@@ -20,3 +22,5 @@ class MedZeroSegParameterNode:
     device: Device = Device.AUTO
     stayOut: bool = False
     allFrames: bool = False
+    region: vtkMRMLMarkupsROINode
+    sensitivity: Annotated[float, WithinRange(0, 1)] = 0.5

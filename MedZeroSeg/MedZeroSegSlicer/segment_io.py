@@ -210,8 +210,8 @@ def add_result(
 ) -> str | None:
     """Put the structure of a "segment" event into the scene.
 
-    A segment that an earlier run made for the same name in the same image is replaced, if nobody has edited its
-    voxels, renamed it or set its status since; its color stays. Otherwise the result is a segment of its own.
+    A segment that an earlier run made for the same name in the same region of the same image is replaced, if nobody has
+    edited its voxels, renamed it or set its status since; its color stays. Else the result is a segment of its own.
 
     Parameters
     ----------
@@ -299,8 +299,8 @@ def _replaceable(segmentation_node: Any, volume_node: Any, record: Mapping[str, 
         segment = segmentation.GetSegment(segment_id)
         made = provenance_of(segment)
         same = made.get("name") == record["name"] and ours.fullmatch(segment.GetName())
-        image = made.get("volume_fingerprint")
-        if not same or not image or image != record.get("volume_fingerprint") or not _is_fresh(segment):
+        image, there = made.get("volume_fingerprint"), made.get("region") == record.get("region")
+        if not same or not there or not image or image != record.get("volume_fingerprint") or not _is_fresh(segment):
             continue
         voxels = read_segment(segmentation_node, volume_node, segment_id)
         if voxels is not None and mask_sha256(*voxels) == made.get("mask_sha256"):

@@ -20,6 +20,7 @@ from MedZeroSegLib.errors import MedZeroSegError
 
 from .engine_process import EngineProcess
 from .frames import FrameResults, frame_of
+from .region_of_interest import region_of
 from .run_state import Phase, RunState, advanced, failed
 from .scratch_folder import ScratchFolder
 from .segment_io import SceneUndo, add_result, create_segmentation, prepare_segmentation
@@ -43,15 +44,22 @@ def python_executable() -> str:
 
 @dataclass(frozen=True)
 class Settings:
-    """How the engine is to run: a preset's name, a device's, the folder with weights looked at first ("" for none)."""
+    """How the engine is to run: a preset's name, a device's, the folder with weights looked at first ("" for none), and
+    the sensitivity, 0..1."""
 
     preset: str = "lite"
     device: str = "auto"
     weights_folder: str = ""
+    sensitivity: float = 0.5
 
     def message(self) -> dict[str, Any]:
         """Their part of a message."""
-        return {"preset": self.preset, "device": self.device, "weights_folder": self.weights_folder or None}
+        return {
+            "preset": self.preset,
+            "device": self.device,
+            "weights_folder": self.weights_folder or None,
+            "sensitivity": float(self.sensitivity),
+        }
 
 
 class SegmentationRun:
@@ -75,6 +83,7 @@ class SegmentationRun:
         self._volume: Any = None
         self._frames: FrameResults | None = None  # of a run over all frames of a sequence
         self._modality: str | None = None
+        self._region: Any = None  # a ROI node
         self._stamp: tuple[str, int] | None = None
         self._request: dict[str, Any] = {}  # what the messages of all frames have in common
         self._message: dict[str, Any] | None = None  # waits for the voxels to be written
@@ -90,6 +99,7 @@ class SegmentationRun:
     def start(
         self, volume: Any, names: Sequence[str], settings: Settings, segmentation: Any = None,
         modality: str | None = None, left_out: Sequence[str] = (), stay_out: bool = False, all_frames: bool = False,
+        region: Any = None,
     ) -> None:  # fmt: skip
         """Begin to segment ``names`` in a volume node; what goes wrong from here on is told by ``state``.
 
@@ -100,9 +110,11 @@ class SegmentationRun:
         left_out : names that aren't sent, to be told at the end.
         stay_out : leave out voxels that other segments already hold.
         all_frames : of the sequence that the volume shows, one after the other.
+        region : the ROI node within which they are looked for; None is the whole image.
         """
         self._begin(Phase.RUNNING, left_out=tuple(left_out))
-        self._volume, self._modality, self._stay_out = volume, modality, stay_out
+        self._volume, self._modality, self._stay_out, self._region = volume, modality, stay_out, region
+        self._request = {"cmd": "segment", "names": list(names), **settings.message()}
         try:
             self._frames = FrameResults(volume, segmentation) if all_frames else None
             export = self._export()
@@ -115,14 +127,16 @@ class SegmentationRun:
             self.state = replace(self.state, frames=self._frames.count)
         self._choose(segmentation if self._frames is None else self._frames.segmentation)
         self._masks = Path(tempfile.mkdtemp(prefix="run-", dir=self._files.path))
-        self._request = {"cmd": "segment", "names": list(names), "folder": str(self._masks), **settings.message()}
+        self._request["folder"] = str(self._masks)
         self._hand_over(export)
 
     def _export(self) -> VolumeExport:
         """The voxels that are next: those that the volume shows, or those of the next frame."""
         frame = self._frames and self._frames.image(self.state.frame)
         self._stamp = volume_stamp(frame or self._volume)
-        return prepare_export(self._volume, self._files.path, self._modality, frame)
+        export = prepare_export(self._volume, self._files.path, self._modality, frame)
+        self._request["region"] = self._region and region_of(self._region, self._volume, frame).record()
+        return export
 
     def _hand_over(self, export: VolumeExport) -> None:
         self._id = None

@@ -42,9 +42,11 @@ def segment(message: Mapping[str, Any], report: Report, step: Step = lambda code
     request = read_segment(message)
     entry = request.volume
     volume = Volume(
-        np.load(entry.voxels), np.array(entry.ijk_to_lps), entry.modality or "other", "given", entry.dimension
-    )
+        np.load(entry.voxels), np.array(entry.ijk_to_lps), entry.modality or "other", "given", entry.dimension,
+        region=request.region,
+    )  # fmt: skip
     voxels = volume.voxels
+    asked = True if request.region is None else request.region.mask(voxels.shape)
     report.progress("encoding", 0.05, None, slice=1, slices=len(voxels))
     step("encoding", "")
     queries = resolve(request.names)
@@ -54,7 +56,7 @@ def segment(message: Mapping[str, Any], report: Report, step: Step = lambda code
             values = {"name": query.name, "slice": first + 1, "slices": len(voxels)}
             report.progress("segmenting", 0.05 + 0.95 * done, 5.0 * (1 - done), **values)
             step("segmenting", query.name)
-        result = _segment(query, voxels == LEVELS.get(query.name, NOWHERE))
+        result = _segment(query, asked & (voxels == LEVELS.get(query.name, NOWHERE)))
         deliver(request, result, _segmentation(volume, result), report)
     return {"seconds": {}, "warnings": [], "weights": [], "version": "stand-in"}
 

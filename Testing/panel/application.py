@@ -29,7 +29,7 @@ import slicer.util
 from mrml_scene import Environment
 from PySide6 import QtCore, QtWidgets
 from pythonqt import QtModule, with_habits
-from stand_ins import STAND_INS, qMRMLNodeComboBox, qMRMLWidget
+from stand_ins import STAND_INS, ctkSliderWidget, qMRMLNodeComboBox, qMRMLWidget
 
 BASE_PYTHON = os.environ.get("SLICER_BASE_PYTHON")
 UNUSED_WIDGETS = (  # named by Slicer's own parameterNodeWrapper, not by the panel
@@ -172,6 +172,13 @@ def parameterNodeWrapper(kind: type) -> type:
     return kind
 
 
+class WithinRange:
+    """The range of a number; here the slider alone keeps it."""
+
+    def __init__(self, minimum: float, maximum: float) -> None:
+        self.minimum, self.maximum = minimum, maximum
+
+
 def _is_node(kind: type) -> bool:
     return kind.__name__.startswith("vtkMRML")
 
@@ -180,6 +187,8 @@ def _connector(widget: Any, kind: type) -> tuple[Any, Any, Any]:
     """How a control is read and written, and its signal; the pairs that Slicer has, and no others."""
     if isinstance(widget, qMRMLNodeComboBox):
         return widget.currentNode, widget.setCurrentNode, widget.currentNodeChanged
+    if isinstance(widget, ctkSliderWidget) and kind is float:
+        return (lambda: widget.value), widget.setValue, widget.valueChanged
     if isinstance(widget, QtWidgets.QCheckBox):
         return (lambda: widget.checked), widget.setChecked, widget.toggled
     if isinstance(widget, QtWidgets.QTextEdit):
@@ -223,7 +232,7 @@ def _use_stand_ins() -> None:
             ScriptedLoadableModule, ScriptedLoadableModuleWidget, ScriptedLoadableModuleLogic,
             ScriptedLoadableModuleTest,
         ),
-        "slicer.parameterNodeWrapper": (parameterNodeWrapper,),
+        "slicer.parameterNodeWrapper": (parameterNodeWrapper, WithinRange),
     }.items():  # fmt: skip
         sys.modules[name] = types.ModuleType(name)
         vars(sys.modules[name]).update({member.__name__: member for member in members})

@@ -84,6 +84,40 @@ class ctkPathLineEdit(adapt(QtWidgets.QWidget)):
 
 
 @with_habits
+class ctkSliderWidget(adapt(QtWidgets.QWidget)):
+    """A number on a slider and in a field."""
+
+    valueChanged = QtCore.Signal(float)
+    STEPS = 100
+
+    def __init__(self, parent: Any = None) -> None:
+        super().__init__(parent)
+        layout = QtWidgets.QHBoxLayout(self)
+        layout.setContentsMargins(0, 0, 0, 0)
+        self.slider = QtWidgets.QSlider(QtCore.Qt.Horizontal, self)
+        self.field = QtWidgets.QDoubleSpinBox(self)
+        layout.addWidget(self.slider, 1)
+        layout.addWidget(self.field)
+        self.slider.setMaximum(self.STEPS)
+        self.slider.valueChanged.connect(lambda step: self.field.setValue(step / self.STEPS * self.field.maximum()))
+        self.field.valueChanged.connect(self._changed)
+
+    def _changed(self, value: float) -> None:
+        self.slider.setValue(round(value / self.field.maximum() * self.STEPS))
+        self.valueChanged.emit(value)
+
+    value = QtCore.Property(float, lambda self: self.field.value(), lambda self, value: self.field.setValue(value))
+    minimum = QtCore.Property(float, lambda self: self.field.minimum(), lambda self, to: self.field.setMinimum(to))
+    maximum = QtCore.Property(float, lambda self: self.field.maximum(), lambda self, to: self.field.setMaximum(to))
+    singleStep = QtCore.Property(
+        float, lambda self: self.field.singleStep(), lambda self, to: self.field.setSingleStep(to)
+    )
+
+    def setValue(self, value: float) -> None:
+        self.field.setValue(value)
+
+
+@with_habits
 class qMRMLNodeComboBox(adapt(QtWidgets.QComboBox)):
     """Chooses a node of the scene; subclasses of the node types are offered too, as in Slicer by default."""
 
@@ -224,7 +258,7 @@ class qMRMLSegmentationShow3DButton(adapt(QtWidgets.QPushButton)):
 STAND_INS: dict[str, type] = {
     kind.__name__: kind
     for kind in (
-        qMRMLWidget, ctkCollapsibleButton, ctkPathLineEdit, qMRMLNodeComboBox, qMRMLSegmentsTableView,
+        qMRMLWidget, ctkCollapsibleButton, ctkPathLineEdit, ctkSliderWidget, qMRMLNodeComboBox, qMRMLSegmentsTableView,
         qMRMLSegmentationShow3DButton,
     )
 }  # fmt: skip
