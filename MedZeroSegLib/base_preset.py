@@ -130,15 +130,32 @@ def load_zero_shot(settings: ZeroShot, store: WeightsStore, device: str) -> Zero
     store.locate(settings.decoder)
     clip = load_clip(settings.clip, store, device)
     text_image = text_image_of(settings, clip, record["sha256"])
-    records, warnings = [record, store.record(settings.decoder)], []
-    trained = find_trained(store, DUAL_PATH)
-    if trained is not None and text_image.dual_path is not None:
-        if read_card(trained).get("made_for") == dual_path_key(settings, record):
-            load_dual_path(text_image.dual_path, trained)
-            records.append(trained_record(trained))
-        else:
-            warnings.append(f"'{trained}' was trained for other towers or another form and is not used.")
-    return ZeroShotModels(text_image, load_decoder(settings.decoder, store, device), tuple(records), tuple(warnings))
+    trained, warnings = take_trained_dual_path(text_image, settings, record, store)
+    records = (record, store.record(settings.decoder), *trained)
+    return ZeroShotModels(text_image, load_decoder(settings.decoder, store, device), records, warnings)
+
+
+def take_trained_dual_path(
+    text_image: OpenClipDense, settings: ZeroShot, record: dict[str, str], store: WeightsStore
+) -> tuple[tuple[dict[str, str], ...], tuple[str, ...]]:
+    """Give the model the dual path that the user trained for these towers, if there is one.
+
+    Returns
+    -------
+    What a result tells of its weights, and a sentence where there is one for other towers, which isn't used.
+
+    Raises
+    ------
+    InstallationError
+        When the file is damaged.
+    """
+    file = find_trained(store, DUAL_PATH)
+    if file is None or text_image.dual_path is None:
+        return (), ()
+    if read_card(file).get("made_for") != dual_path_key(settings, record):
+        return (), (f"'{file}' was trained for other towers or another form and is not used.",)
+    load_dual_path(text_image.dual_path, file)
+    return (trained_record(file),), ()
 
 
 def clip_record(name: str, store: WeightsStore) -> dict[str, str]:

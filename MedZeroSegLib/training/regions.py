@@ -13,8 +13,8 @@ from torch import Tensor
 from MedZeroSegLib.canvas import Canvas
 from MedZeroSegLib.mask_decoder.sam import LOGITS_SIZE, SamModel
 
-POINTS = 12  # a side of the grid
-POINTS_AT_ONCE = 36
+POINTS = 8  # a side of the grid
+POINTS_AT_ONCE = 32
 QUALITY_MIN = 0.88  # the network's own estimate of the IoU, as in the release
 STABLE_MIN, STABLE_LOGIT = 0.95, 1.0  # IoU of the masks at ±1, as in the release
 CELLS_MIN, SHARE_MAX = 4, 0.8  # smaller regions have no usable mean, larger ones are the whole picture

@@ -1,4 +1,4 @@
-"""Image-caption pairs as data sets come, whatever their columns are called; and what is wrong with a file, in a sentence."""
+"""Image-caption pairs as data sets come, whatever their columns are called; what is wrong with a file in a sentence."""
 
 from __future__ import annotations
 
