@@ -30,7 +30,7 @@ EDGE_PIXELS = 2.0  # of signed distance for one logit of a guess
 GUESS_MAX = 4.0  # logits, either sign
 REFINED_SHARE = 0.6  # of the corrector in a slice, against the guess
 TRUST_FROM, TRUST_FULL = 0.5, 0.9  # Dice before and after a correction: how far masks elsewhere are trusted
-LOCAL_FROM = 0.6  # from this Dice on a click is a local repair, whose like is looked for in the neighbours
+SEEN_SHARE = 0.5  # of the corrector's own view of a neighbour, against the repair that is carried there
 AREA_MIN = 0.15  # of the neighbour's; below, the structure has ended
 PIXELS_MIN = 6  # of the canvas
 ANCHORS_MAX = 3  # nearest slices whose features are used
@@ -73,8 +73,8 @@ class Anchor:
 
     @property
     def local(self) -> bool:
-        """Whether the correction is a repair of a piece, and the rest of the mask was neither looked at nor changed."""
-        return not self.confirmed and self.dice >= LOCAL_FROM
+        """Whether the correction is a repair of a piece, which says nothing of the rest of the mask."""
+        return not self.confirmed and bool(self.carried.any())
 
 
 class Spreading:
@@ -181,7 +181,10 @@ class Spreading:
                 spots = (repaired != mine) & ndimage.binary_dilation(previous != was, iterations=1)
                 if spots.sum() < PIXELS_MIN:
                     return
-                logits = only_at(spots, mine, self._drawn(n, repaired, signed(repaired)))
+                seen = self._drawn(n, mine, signed(mine), 1.0)
+                logits = only_at(spots, mine, SEEN_SHARE * seen + (1 - SEEN_SHARE) * signed(repaired))
+            elif mine.any() and not anchor.confirmed:
+                return  # a person hasn't said anything of this mask
             else:
                 trust = anchor.trust if towards is None else (anchor.trust + towards.trust) / 2
                 guess = (1 - trust) * self._shape(n, previous, anchor, towards) + trust * signed(repaired)
@@ -199,14 +202,14 @@ class Spreading:
         between = shape_between(anchor.mask, towards.mask, share)
         return (signed(previous) + np.clip(between / EDGE_PIXELS, -GUESS_MAX, GUESS_MAX)) / 2
 
-    def _drawn(self, n: int, mask: np.ndarray, guess: np.ndarray) -> np.ndarray:
+    def _drawn(self, n: int, mask: np.ndarray, guess: np.ndarray, share: float = REFINED_SHARE) -> np.ndarray:
         """Logits [256, 256] of a slice that starts from a guess; the guess where that is empty."""
         if not mask.any():
             return guess
         seen, nothing = self.embeddings.at(n), no_hints()
         correction = Correction(seen.picture, mask, nothing.include, nothing.exclude, self.anchors_near(n))
         refined = self.session.corrector.logits(correction, seen.coarse)
-        return REFINED_SHARE * refined + (1 - REFINED_SHARE) * guess
+        return share * refined + (1 - share) * guess
 
     def _has_ended(self, n: int, mask: np.ndarray, previous: np.ndarray) -> bool:
         """Whether what was found is too small, or looks more like what surrounds the structure than like it."""

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 import torch.nn.functional as F
+from scipy.spatial.transform import Rotation
 from torch import Tensor
 
 from MedZeroSegLib.canvas import Canvas
@@ -17,9 +18,9 @@ from MedZeroSegLib.text_image.model import HeadCard, Scene, SliceFeatures
 from MedZeroSegLib.volume import Volume
 
 SHAPE = (9, 40, 56)  # k, j, i
-OBLIQUE = np.array(
-    [[0.76, -0.51, 0.3, -20.0], [0.46, 0.85, 0.6, 31.0], [-0.32, -0.21, 6.0, 7.0], [0.0, 0.0, 0.0, 1.0]]
-)
+OBLIQUE = np.eye(4)
+OBLIQUE[:3, :3] = Rotation.from_euler("xyz", (20, -15, 25), degrees=True).as_matrix() * (0.9, 1.0, 6.0)
+OBLIQUE[:3, 3] = -20, 31, 7
 
 
 class GreyDecoder:
