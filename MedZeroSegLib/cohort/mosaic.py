@@ -46,7 +46,7 @@ LETTERS = (("R", "L"), ("A", "P"), ("I", "S"))  # against and along each axis of
 
 
 @dataclass(frozen=True)
-class _Tile:
+class Tile:
     """A canonical slice, and its doubt where it was chosen for that."""
 
     index: int
@@ -82,7 +82,7 @@ def write_mosaic(segmentation: Segmentation, file: Path) -> Path:
         When the picture can't be written, or matplotlib is missing.
     """
     frame = slice_frame(segmentation.volume)
-    view, tiles = _view(segmentation, frame), _tiles(segmentation, frame)
+    view, tiles = _view(segmentation, frame), tiles_of(segmentation, frame)
     columns = int(np.clip(round(np.sqrt(len(tiles) * view.proportion * WIDTH_TO_HEIGHT)), 1, len(tiles)))
     rows = -(-len(tiles) // columns)
     width = (MOSAIC_INCHES - GAP * (columns - 1)) / columns
@@ -178,7 +178,7 @@ def _worth_seeing(masks: Sequence[np.ndarray], size: tuple[int, ...]) -> tuple[s
     return ranges[0], ranges[1]
 
 
-def _tiles(segmentation: Segmentation, frame: SliceFrame) -> list[_Tile]:
+def tiles_of(segmentation: Segmentation, frame: SliceFrame) -> list[Tile]:
     """The slices to show, in their order."""
     count = frame.forward(segmentation.volume.voxels).shape[0]
     held = np.zeros(count, bool)
@@ -188,7 +188,7 @@ def _tiles(segmentation: Segmentation, frame: SliceFrame) -> list[_Tile]:
     first, last = int(places[0]), int(places[-1])
     doubtful = _doubtful(slice_doubts(segmentation, frame), max(1, (last - first) // DOUBTFUL_APART))
     even = np.linspace(first, last, EVEN_TILES + DOUBTFUL_TILES - len(doubtful)).round().astype(int).tolist()
-    return [_Tile(index, doubtful.get(index)) for index in sorted({*even, *doubtful})]
+    return [Tile(index, doubtful.get(index)) for index in sorted({*even, *doubtful})]
 
 
 def slice_doubts(segmentation: Segmentation, frame: SliceFrame) -> np.ndarray:
@@ -245,7 +245,7 @@ def _draw(axes: Axes, view: _View, index: int, filled: bool = False) -> None:
     axes.set_yticks([])
 
 
-def _annotate(axes: Axes, view: _View, tile: _Tile, frame: SliceFrame, volume: Volume) -> None:
+def _annotate(axes: Axes, view: _View, tile: Tile, frame: SliceFrame, volume: Volume) -> None:
     """Number, doubt and side letters of a slice."""
     if volume.dimension == 3:
         doubt = "" if tile.doubt is None else f"  doubt {tile.doubt:.2f}"

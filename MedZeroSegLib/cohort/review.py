@@ -98,25 +98,24 @@ def write_review(records: Sequence[CaseRecord], file: Path) -> tuple[ReviewRow, 
 
 def review_rows(records: Sequence[CaseRecord]) -> list[ReviewRow]:
     """A row for each case that is done, the most doubtful first."""
-    unusual, usual = outliers_of(records), _usual_structures(records)
-    rows = [_row(record, unusual, usual) for record in records if record.status == "done"]
+    rows = [
+        _row(record, concerns)
+        for record, concerns in zip(records, concerns_of(records), strict=True)
+        if record.status == "done"
+    ]
     return sorted(rows, key=lambda row: (-row.doubt, row.case))
 
 
-def _row(record: CaseRecord, unusual: Mapping[tuple[str, str], float], usual: Mapping[str, float]) -> ReviewRow:
-    concerns = [
-        _concern(segment, unusual.get((record.case, segment.name)), usual.get(segment.name))
-        for segment in record.segments
-    ]
-    concerns.sort(key=lambda concern: -concern.doubt)
-    told = [concern for concern in concerns if concern.doubt >= CONCERN_MIN] or concerns[:1]
+def _row(record: CaseRecord, concerns: Sequence[Concern]) -> ReviewRow:
+    worst_first = sorted(concerns, key=lambda concern: -concern.doubt)
+    told = [concern for concern in worst_first if concern.doubt >= CONCERN_MIN] or worst_first[:1]
     masks = "".join(segment.mask_sha256 for segment in record.segments)
     return ReviewRow(
         case=record.case,
         image=record.image,
         labels=record.files.get("labels", ""),
         structures=tuple(dict.fromkeys(concern.structure for concern in told)),
-        doubt=round(concerns[0].doubt, 3) if concerns else 0.0,
+        doubt=round(worst_first[0].doubt, 3) if concerns else 0.0,
         reason=" ".join(concern.reason for concern in told),
         status=record.reviewed,
         masks=sha256(masks.encode()).hexdigest()[:16],
@@ -124,26 +123,40 @@ def _row(record: CaseRecord, unusual: Mapping[tuple[str, str], float], usual: Ma
 
 
 @dataclass(frozen=True)
-class _Concern:
+class Concern:
+    """How doubtful one segment is, 0..1, also in view of the other cases; and the sentence that says why."""
+
     structure: str
     doubt: float
     reason: str
+    unusual: bool  # in size, or in being missing
 
 
-def _concern(segment: SegmentStatistics, z: float | None, usual_share: float | None) -> _Concern:
-    """How doubtful a segment is, also in view of the other cases, and the sentence that says why."""
+def concerns_of(records: Sequence[CaseRecord]) -> list[list[Concern]]:
+    """For each record a concern for each of its segments, in their order."""
+    unusual, usual = outliers_of(records), _usual_structures(records)
+    return [
+        [
+            _concern(segment, unusual.get((record.case, segment.name)), usual.get(segment.name))
+            for segment in record.segments
+        ]
+        for record in records
+    ]
+
+
+def _concern(segment: SegmentStatistics, z: float | None, usual_share: float | None) -> Concern:
     name = segment.name
     if not segment.found and usual_share is not None:
         reason = f"{name}: not found, though it was in {100 * usual_share:.0f} % of the cases."
-        return _Concern(name, max(segment.doubt, MISSING_DOUBT), reason)
+        return Concern(name, max(segment.doubt, MISSING_DOUBT), reason, True)
     if not segment.found:
-        return _Concern(name, segment.doubt, f"{name}: not found, score {segment.score:.2f}.")
+        return Concern(name, segment.doubt, f"{name}: not found, score {segment.score:.2f}.", False)
     if z is not None:
         reason = f"{name}: unusually {'large' if z > 0 else 'small'}, robust z {z:+.1f}."
-        return _Concern(name, max(segment.doubt, OUTLIER_DOUBT), reason)
+        return Concern(name, max(segment.doubt, OUTLIER_DOUBT), reason, True)
     if segment.expected_dice is not None:
-        return _Concern(name, segment.doubt, f"{name}: expected Dice {segment.expected_dice:.2f}.")
-    return _Concern(name, segment.doubt, f"{name}: score {segment.score:.2f}.")
+        return Concern(name, segment.doubt, f"{name}: expected Dice {segment.expected_dice:.2f}.", False)
+    return Concern(name, segment.doubt, f"{name}: score {segment.score:.2f}.", False)
 
 
 def _usual_structures(records: Sequence[CaseRecord]) -> dict[str, float]:
