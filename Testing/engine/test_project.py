@@ -61,7 +61,7 @@ WITH_TORCH = (
 )
 LIGHT = (
     "", ".queries", ".vocabulary", ".protocol", ".modality", ".segment_tags", ".volume_io", ".writers", ".delivery",
-    ".worker", ".forecast",
+    ".worker", ".forecast", ".cohort.review",
 )  # fmt: skip
 HEAVY = ("torch", "torchvision", "timm", "transformers", "open_clip", "matplotlib", "slicer", "qt", "ctk", "vtk")
 
