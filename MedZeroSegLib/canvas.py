@@ -77,6 +77,13 @@ class Canvas:
         """Rows and columns of a ``cells`` × ``cells`` map that the slice covers, rounded up."""
         return -(-self.rows * cells // self.size), -(-self.columns * cells // self.size)
 
+    def inside(self, cells: int) -> Tensor:
+        """bool [cells, cells]: which cells of the square show some of the slice."""
+        rows, columns = self.covered(cells)
+        inside = torch.zeros(cells, cells, dtype=torch.bool)
+        inside[:rows, :columns] = True
+        return inside
+
     def restore(self, maps: Tensor) -> Tensor:
         """Maps [n, c, s, s] over the whole square → [n, c, height, width] on the slice's pixels, bilinear."""
         cells = maps.shape[-1]

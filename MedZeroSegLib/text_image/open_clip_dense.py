@@ -183,7 +183,7 @@ class OpenClipDense:
     def _whole_maps(self, whole: Tensor, detail: Tensor, canvas: Canvas) -> tuple[Tensor, list[Tensor]]:
         """Class token's embedding [n, e] and one map [n, e, g, g] for each attention, of the whole view."""
         summaries, maps = [], [[] for _ in self.attentions]  # type: ignore[var-annotated]
-        inside = _inside(canvas, detail.shape[-1])
+        inside = canvas.inside(detail.shape[-1])
         for start in range(0, len(whole), PICTURES_AT_ONCE):
             piece = slice(start, start + PICTURES_AT_ONCE)
             shown = whole[piece].to(self.clip.device)
@@ -230,11 +230,3 @@ class OpenClipDense:
 
 def _resized(maps: Tensor, cells: int) -> Tensor:
     return F.interpolate(maps, (cells, cells), mode="bilinear", align_corners=False)
-
-
-def _inside(canvas: Canvas, cells: int) -> Tensor:
-    """bool [cells, cells]: which cells of the square show some of the slice."""
-    rows, columns = canvas.covered(cells)
-    inside = torch.zeros(cells, cells, dtype=torch.bool)
-    inside[:rows, :columns] = True
-    return inside

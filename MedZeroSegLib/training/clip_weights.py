@@ -115,7 +115,7 @@ def add_adapters(model: nn.Module, rank: int) -> Any:
     config = LoraConfig(
         r=rank, lora_alpha=ADAPTER_GAIN * rank, target_modules=[name for name in layers if not name.startswith(inside)]
     )
-    adapted = get_peft_model(model, config)  # type: ignore[arg-type]
+    adapted = get_peft_model(model, config)
     for name, parameter in model.named_parameters():
         if name.startswith(PROJECTIONS):
             parameter.requires_grad_(True)

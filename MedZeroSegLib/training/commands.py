@@ -108,7 +108,7 @@ def evaluate_retrieval(
     weights_folder: WeightsOption = None,
 ) -> None:
     """How often a CLIP model finds a picture's caption and a caption's picture, by the size of the pool."""
-    from MedZeroSegLib.training.clip import measure_retrieval
+    from MedZeroSegLib.training.clip_retrieval import measure_retrieval
 
     typer.echo(measure_retrieval(pairs, model, images, skip_missing, device, weights_folder))
 

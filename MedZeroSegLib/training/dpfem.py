@@ -150,14 +150,14 @@ class DpfemTrainer:
             group["lr"] = self.settings.learning_rate * rate_share(self.step, self.steps, 0)
         rows = self._rows()
         losses, told = self._losses(rows)
-        loss = sum(weight * value for weight, value in losses)
+        loss = torch.stack([weight * value for weight, value in losses]).sum()
         self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[union-attr]
+        loss.backward()
         torch.nn.utils.clip_grad_norm_(self.module.parameters(), 1.0)
         self.optimizer.step()
         self.step += 1
         first, second = self.difficulty.lambdas
-        return {"loss": float(loss), **told, "lambda1": first, "lambda2": second}
+        return {"loss": loss.item(), **told, "lambda1": first, "lambda2": second}
 
     def state_dict(self) -> dict[str, Any]:
         return {

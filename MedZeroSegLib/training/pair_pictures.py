@@ -31,7 +31,8 @@ TURN_MAX = 10.0  # degrees
 BRIGHTNESS = 0.2  # largest relative change
 BATCHES_AHEAD = 2
 
-Item, Made = TypeVar("Item"), TypeVar("Made")
+Item = TypeVar("Item")
+Made = TypeVar("Made")
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,7 @@ def read_slice(file: Path) -> tuple[np.ndarray, tuple[float, float]]:
 def read_square(file: Path, size: int) -> Tensor:
     """The slice on a square of ``size`` pixels, [1, 1, size, size] in 0..1, padded with its minimum."""
     shown, spacing = read_slice(file)
-    return fit_canvas(shown.shape, spacing, size).place_on_minimum(shown[None])  # type: ignore[arg-type]
+    return fit_canvas(shown.shape, spacing, size).place_on_minimum(shown[None])
 
 
 def varied(square: Tensor, rng: np.random.Generator) -> Tensor:

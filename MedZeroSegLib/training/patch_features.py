@@ -70,7 +70,7 @@ def encode_patches(pairs: Sequence[Pair], clip: ClipModel, decoder: SamModel, fo
     done = stored.done
     for row in track(range(done, count), "encoding", console=Console(stderr=True), disable=done == count):
         shown, spacing = read_slice(pairs[row].image)
-        canvas = fit_canvas(shown.shape, spacing, size)  # type: ignore[arg-type]
+        canvas = fit_canvas(shown.shape, spacing, size)
         square = (canvas.place_on_minimum(shown[None]) * 255).round()
         whole = clip.normed(square / 255)
         wide = clip.normed(canvas.at(2 * size).place_on_minimum(shown[None]))

@@ -34,6 +34,7 @@ from MedZeroSegLib.mask_decoder.lite_medsam import (
 from MedZeroSegLib.slices import slice_frame
 from MedZeroSegLib.training.stored_arrays import StoredArrays
 from MedZeroSegLib.volume import Volume
+from MedZeroSegLib.writers import replacing
 
 PICTURES_PER_STRUCTURE = 30  # aimed at for each source, between the two bounds below
 PICTURES_MIN, PICTURES_MAX = 360, 450  # pictures a source, copies counted
@@ -109,6 +110,21 @@ def encode_pictures(cases: Sequence[Case], model: LiteMedSamModel, folder: Path,
         pictures += made
     schemes = {scheme: tuple(sorted(names)) for scheme, names in annotated_names(cases).items()}
     return PictureStore(tuple(pictures), schemes, coarse, detail, labels)
+
+
+def render_pictures(cases: Sequence[Case], folder: Path, seed: int) -> np.ndarray:
+    """The pictures of ``encode_pictures``, uint8 [n, 256, 256], row by row; kept in ``folder`` and read from there."""
+    file = folder / "shown.npy"
+    plan = _plan(cases)
+    total = sum(len(item.slices) * item.copies for item in plan)
+    if file.is_file() and len(np.load(file, mmap_mode="r")) == total:
+        return np.load(file, mmap_mode="r")
+    shown = []
+    for position, item in enumerate(track(plan, description="rendering")):
+        shown.append((_render(item, np.random.default_rng((seed, position)))[0][:, 0] * 255).round().byte().numpy())
+    with replacing(file) as handle:
+        np.save(handle, np.concatenate(shown))
+    return np.load(file, mmap_mode="r")
 
 
 @dataclass(frozen=True)

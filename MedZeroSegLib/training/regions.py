@@ -35,7 +35,7 @@ def region_map(decoder: SamModel, shown: np.ndarray, canvas: Canvas, cells: int)
         kept = (estimated >= QUALITY_MIN) & (_stability(logits) >= STABLE_MIN)
         masks.append(F.adaptive_avg_pool2d((logits[kept] > 0).float(), cells).cpu() > 0.5)
         quality.append(estimated[kept].cpu())
-    return _painted(torch.cat(masks), torch.cat(quality), cells)
+    return _painted(torch.cat(masks) & canvas.inside(cells), torch.cat(quality), cells)
 
 
 def _grid(canvas: Canvas) -> Tensor:

@@ -11,7 +11,6 @@ import json
 import math
 import pickle
 import time
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -41,8 +40,12 @@ class Trainer(Protocol):
 
     step: int
     steps: int
-    measured: tuple[str, ...]
-    made_with: Mapping[str, Any]
+
+    @property
+    def measured(self) -> tuple[str, ...]: ...
+
+    @property
+    def made_with(self) -> Mapping[str, Any]: ...
 
     def train_step(self) -> dict[str, float]:
         """One step of the optimiser; advances ``step``."""
@@ -66,21 +69,21 @@ def run_training(trainer: Trainer, folder: Path, every: int, leading: bool = Tru
     """
     resume(trainer, folder)
     log = TrainingLog(folder, ("step", *trainer.measured, "seconds"), trainer.step) if leading else None
-    sums: Counter[str] = Counter()
+    sums: dict[str, float] = dict.fromkeys(trainer.measured, 0.0)
     counted, started = 0, time.monotonic()
     with Progress(console=Console(stderr=True), disable=not leading) as progress:
         task = progress.add_task("training", total=trainer.steps, completed=trainer.step)
         while trainer.step < trainer.steps:
             found = trainer.train_step()
             _require_numbers(found, trainer.step)
-            sums.update(found)  # type: ignore[arg-type]
+            sums = {name: sums[name] + found[name] for name in sums}
             counted += 1
             progress.update(task, completed=trainer.step)
             if log is not None and (trainer.step % every == 0 or trainer.step == trainer.steps):
                 means = {name: sums[name] / counted for name in trainer.measured}
                 log.add({"step": trainer.step, **means, "seconds": time.monotonic() - started})
                 save_checkpoint(trainer, folder)
-                sums.clear()
+                sums = dict.fromkeys(sums, 0.0)
                 counted, started = 0, time.monotonic()
 
 

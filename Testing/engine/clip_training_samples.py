@@ -75,7 +75,7 @@ def _folder(folder: Path, description: ClipDescription, seed: int) -> Path:
 
 
 def picture_pairs(folder: Path, count: int = 12, val: int = 4) -> Path:
-    """Grey pictures of a bright disc, whose captions say where it is and how large; the last ``val`` are for val."""
+    """Grey pictures of a bright disc before a darker half, whose captions say where it is and how large; the last ``val`` are for val."""
     folder.mkdir(parents=True, exist_ok=True)
     rows = []
     for n in range(count):
@@ -83,14 +83,16 @@ def picture_pairs(folder: Path, count: int = 12, val: int = 4) -> Path:
         centre = {"left": (20, 10), "right": (20, 38), "upper": (8, 24), "lower": (32, 24)}[place]
         row, column = np.mgrid[:40, :48]
         inside = (row - centre[0]) ** 2 + (column - centre[1]) ** 2 < radius**2
-        noise = np.random.default_rng(n).integers(0, 40, inside.shape)
-        Image.fromarray((180 * inside + noise).astype(np.uint8)).save(folder / f"{n:03}.png")
+        noise = np.random.default_rng(n).integers(0, 8, inside.shape)
+        Image.fromarray((160 * inside + 60 * (column < 24) + noise).astype(np.uint8)).save(folder / f"{n:03}.png")
         split = "val" if n >= count - val else "train"
         rows.append((f"{n:03}.png", f"CT image of the liver with a disc at the {place}, size {radius}.", split))
     return write_pairs(folder / "pairs.csv", rows)
 
 
-def write_pairs(file: Path, rows: Sequence[Sequence[str]], header: Sequence[str] = ("image", "caption", "split")) -> Path:
+def write_pairs(
+    file: Path, rows: Sequence[Sequence[str]], header: Sequence[str] = ("image", "caption", "split")
+) -> Path:
     with file.open("w", newline="", encoding="utf-8") as handle:
         csv.writer(handle).writerows([header, *rows])
     return file
