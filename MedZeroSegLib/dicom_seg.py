@@ -271,6 +271,7 @@ def _build(segmentation: Segmentation, sources: Sequence[_Source]) -> highdicom.
         raise InputError(
             f"'{segmentation.volume.path}' lacks what a DICOM SEG must refer to ({problem}); write .seg.nrrd instead."
         ) from problem
+    built.ContentCreatorName = ""  # must be there; nobody drew it
     if any(segment.code is None for segment in segmentation.segments):
         scheme = Dataset()
         scheme.CodingSchemeDesignator = PRIVATE_SCHEME

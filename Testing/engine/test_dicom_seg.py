@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -343,7 +344,8 @@ def dcmqi(file: Path, folder: Path) -> dict[int, tuple[dict, sitk.Image]]:
         pytest.skip("dcmqi, the second reader, is not installed (pip install dcmqi)")
     folder.mkdir()
     command = [program, "--inputDICOM", str(file), "--outputDirectory", str(folder), "--outputType", "nrrd"]
-    subprocess.run(command, check=True, capture_output=True)
+    run = subprocess.run(command, check=True, capture_output=True, text=True)
+    assert re.findall(r"^[WE]: .*", run.stdout + run.stderr, re.MULTILINE) == []
     described = json.loads((folder / "meta.json").read_text(encoding="utf-8"))["segmentAttributes"]
     return {
         item["labelID"]: (item, sitk.ReadImage(str(folder / f"{number}.nrrd")))
