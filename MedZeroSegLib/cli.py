@@ -136,6 +136,20 @@ def train_lite(
     typer.echo(str(file))
 
 
+@train_app.command("corrector")
+def train_corrector(
+    manifest: Annotated[Path, typer.Option(help="manifest.csv; its train split is used.")],
+    output: Annotated[Path, typer.Option(help="Folder for embeddings and weights.")] = Path("runs/lite"),
+    steps: Annotated[int, typer.Option(help="Optimiser steps.")] = 800,
+    seed: Annotated[int, typer.Option(help="Random seed.")] = 0,
+    weights_folder: WeightsOption = None,
+) -> None:
+    """Train the corrector, which turns clicks and strokes into masks, with simulated corrections."""
+    from MedZeroSegLib.training.corrector import train
+
+    typer.echo(str(train(manifest, output, steps, seed, weights_folder)))
+
+
 @train_app.command("confidence")
 def train_confidence_command(
     manifest: Annotated[Path, typer.Option(help="manifest.csv; a sample of its train split is measured.")],

@@ -20,6 +20,7 @@ from MedZeroSegLib.slice_embeddings import SliceEmbedding
 
 CLICK_RADIUS = 2  # pixels of the canvas that a click marks
 ADJOINING = np.ones((3, 3), bool)
+AGREEMENT_MIN = 0.7  # Dice between corrector and decoder, for the decoder to count
 REACH = 3  # pixels: a change belongs to a hint that is this near
 
 
@@ -105,12 +106,22 @@ def correct_slice(
     if not mask.any() and share is not None:
         start = _part_at(share, hints.include)
     logits = corrector.logits(Correction(seen.picture, start, hints.include, hints.exclude, anchors), seen.coarse)
-    if blend.decoder and (logits > 0).any():
-        drawn = decoded(seen.coarse, logits, decoder)
-        logits = (1 - blend.decoder) * logits + blend.decoder * drawn
+    logits = with_decoder(seen, logits, decoder, blend.decoder)
     if blend.text and share is not None:
         logits = logits + blend.text * _enlarged(logit(np.clip(share, 0.02, 0.98)))
     return np.where(hints.include, SURE, np.where(hints.exclude, -SURE, logits)).astype(np.float32)
+
+
+def with_decoder(seen: SliceEmbedding, logits: np.ndarray, decoder: Prompted, share: float) -> np.ndarray:
+    """Logits [256, 256] with a share of the decoder's, where that understands the same: it fills rings, for one."""
+    mask = logits > 0
+    if not share or not mask.any():
+        return logits
+    drawn = decoded(seen.coarse, logits, decoder)
+    both = mask.sum() + (drawn > 0).sum()
+    if 2 * (mask & (drawn > 0)).sum() < AGREEMENT_MIN * both:
+        return logits
+    return (1 - share) * logits + share * drawn
 
 
 def decoded(coarse: np.ndarray, logits: np.ndarray, decoder: Prompted) -> np.ndarray:

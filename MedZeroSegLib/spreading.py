@@ -17,7 +17,7 @@ import torch
 from scipy import ndimage
 
 from MedZeroSegLib.assembly import shape_between, signed_distance
-from MedZeroSegLib.editing_slice import no_hints, off_canvas, on_canvas, only_at
+from MedZeroSegLib.editing_slice import no_hints, off_canvas, on_canvas, only_at, with_decoder
 from MedZeroSegLib.embeddings import Progress
 from MedZeroSegLib.mask_decoder.corrector import SURE, Correction, anchor_means
 from MedZeroSegLib.mask_decoder.lite_medsam import IMAGE_SIZE
@@ -28,7 +28,8 @@ if TYPE_CHECKING:
 
 EDGE_PIXELS = 2.0  # of signed distance for one logit of a guess
 GUESS_MAX = 4.0  # logits, either sign
-REFINED_SHARE = 0.6  # of the corrector in a slice, against the guess
+REFINED_SHARE, REFINED_TRUSTED = 0.6, 0.2  # of the corrector in a slice, against a guess that isn't or is trusted
+DECODER_SHARE = 0.5  # of the decoder, against both
 TRUST_FROM, TRUST_FULL = 0.5, 0.9  # Dice before and after a correction: how far masks elsewhere are trusted
 SEEN_SHARE = 0.5  # of the corrector's own view of a neighbour, against the repair that is carried there
 AREA_MIN = 0.15  # of the neighbour's; below, the structure has ended
@@ -163,6 +164,8 @@ class Spreading:
                 continue
             share = (n - first.index) / (second.index - first.index)
             logits = answers[0] if len(answers) == 1 else (1 - share) * answers[0] + share * answers[1]
+            if first.confirmed or second.confirmed:
+                logits = self._decoded(n, logits, (first.trust + second.trust) / 2)
             self._put(n, logits)
             done.append(n)
         self._fill_gaps([*done, second.index], before, first.local and second.local)
@@ -188,7 +191,9 @@ class Spreading:
             else:
                 trust = anchor.trust if towards is None else (anchor.trust + towards.trust) / 2
                 guess = (1 - trust) * self._shape(n, previous, anchor, towards) + trust * signed(repaired)
-                logits = self._drawn(n, guess > 0, guess)
+                logits = self._drawn(n, guess > 0, guess, trust * REFINED_TRUSTED + (1 - trust) * REFINED_SHARE)
+                if towards is None:
+                    logits = self._decoded(n, logits, trust)
                 if towards is None and self._has_ended(n, logits > 0, previous):
                     return
             yield n, logits
@@ -210,6 +215,10 @@ class Spreading:
         correction = Correction(seen.picture, mask, nothing.include, nothing.exclude, self.anchors_near(n))
         refined = self.session.corrector.logits(correction, seen.coarse)
         return share * refined + (1 - share) * guess
+
+    def _decoded(self, n: int, logits: np.ndarray, trust: float) -> np.ndarray:
+        """The logits with the decoder's, which count less where the mask so far is trusted."""
+        return with_decoder(self.embeddings.at(n), logits, self.session.decoder, DECODER_SHARE * (1 - trust))
 
     def _has_ended(self, n: int, mask: np.ndarray, previous: np.ndarray) -> bool:
         """Whether what was found is too small, or looks more like what surrounds the structure than like it."""

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file, save
+from safetensors.torch import save
 from torch import Tensor
 
+from MedZeroSegLib.evaluation.manifest import read_manifest
 from MedZeroSegLib.mask_decoder.corrector import (
+    WEIGHTS_FILE,
     WINDOW_SIDES,
     Correction,
     CorrectorNetwork,
@@ -26,8 +28,10 @@ from MedZeroSegLib.mask_decoder.corrector import (
     window_around,
     window_at,
 )
-from MedZeroSegLib.training.pictures import Picture, PictureStore
+from MedZeroSegLib.presets import load_lite_medsam
+from MedZeroSegLib.training.pictures import Picture, PictureStore, encode_pictures, render_pictures
 from MedZeroSegLib.training.simulated_hints import Hints, click, mark, spoil, stroke
+from MedZeroSegLib.weights import weights_store
 from MedZeroSegLib.writers import replacing
 
 PIXELS_MIN = 24  # of a structure that is worth learning from
@@ -41,7 +45,7 @@ SHIFT_MAX = 12  # pixels of a window's middle
 class CorrectorTraining:
     """Settings of one run; stored with the weights."""
 
-    steps: int = 1000
+    steps: int = 800
     batch: int = 4
     learning_rate: float = 2e-3
     warm_up: int = 50
@@ -61,6 +65,21 @@ class Sample:
     window: Window
 
 
+def train(manifest: Path, output: Path, steps: int, seed: int, weights_folder: Path | None) -> Path:
+    """Encode the train split into ``output``/pictures, as the lite head's training does and shared with it, train, and
+    write ``output``/corrector.safetensors. Sources for non-commercial use aren't learnt from.
+
+    Raises InputError or InstallationError.
+    """
+    cases = read_manifest(manifest, "train")
+    folder = output / "pictures"
+    store = encode_pictures(cases, load_lite_medsam(weights_store(weights_folder)), folder, seed=0)
+    trainer = CorrectorTrainer(store, render_pictures(cases, folder, seed=0), CorrectorTraining(steps, seed=seed))
+    file = output / WEIGHTS_FILE
+    trainer.run(file)
+    return file
+
+
 class CorrectorTrainer:
     """Owns the state of one run.
 
@@ -69,15 +88,13 @@ class CorrectorTrainer:
     store
         Encoded pictures with their label maps.
     shown
-        uint8 [n, 256, 256]: the pictures themselves; ``shown_rows`` says where each row of the store lies in it.
+        uint8 [n, 256, 256]: the pictures themselves.
     """
 
-    def __init__(
-        self, store: PictureStore, shown: np.ndarray, shown_rows: dict[int, int], settings: CorrectorTraining
-    ) -> None:
+    def __init__(self, store: PictureStore, shown: np.ndarray, settings: CorrectorTraining) -> None:
         torch.manual_seed(settings.seed)
-        self.store, self.shown, self.shown_rows, self.settings = store, shown, shown_rows, settings
-        self.pictures = [p for p in store.pictures if p.any_use and p.row in shown_rows and p.label_maps]
+        self.store, self.shown, self.settings = store, shown, settings
+        self.pictures = [p for p in store.pictures if p.any_use and p.label_maps]
         self.network = CorrectorNetwork().to(memory_format=torch.channels_last)
         self.mean = {name: value.detach().clone() for name, value in self.network.state_dict().items()}
         self.optimizer = torch.optim.AdamW(
@@ -103,19 +120,11 @@ class CorrectorTrainer:
 
     def export(self, file: Path) -> None:
         """The averaged weights in float16, written atomically."""
-        card = {**asdict(self.settings), "pictures": len(self.pictures), "sources": sorted(self._sources())}
+        sources = sorted({picture.source for picture in self.pictures})
+        card = {**asdict(self.settings), "pictures": len(self.pictures), "sources": sources}
         weights = {name: value.half().contiguous() for name, value in self.mean.items()}
         with replacing(file) as handle:
-            handle.write(save(weights, {"medzeroseg": str(card)}))
-
-    def resume(self, file: Path) -> None:
-        """Go on from weights."""
-        state = {name: value.float() for name, value in load_file(file).items()}
-        self.network.load_state_dict(state)
-        self.mean = {name: value.clone() for name, value in state.items()}
-
-    def _sources(self) -> set[str]:
-        return {picture.source for picture in self.pictures}
+            handle.write(save(weights, {"medzeroseg": json.dumps(card)}))
 
     def _step(self, step: int) -> float:
         settings = self.settings
@@ -155,7 +164,7 @@ class CorrectorTrainer:
         mask, hints = spoil(truth, others, rng), Hints(np.zeros_like(truth), np.zeros_like(truth))
 
         def sample() -> Sample:
-            shown = self.shown[self.shown_rows[picture.row]]
+            shown = self.shown[picture.row]
             correction = Correction(shown, mask, hints.include, hints.exclude, anchors)
             return Sample(correction, coarse, truth, self._window(truth, mask, side))
 

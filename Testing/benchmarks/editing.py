@@ -1,6 +1,6 @@
 """Correcting by hand, measured with a simulated user against other ways to correct.
 
-Run     .venv/bin/python Testing/benchmarks/editing.py MANIFEST [--split val] [--segments 10] [--sources ...] [--clicks 10]
+Run     .venv/bin/python Testing/benchmarks/editing.py MANIFEST [--split val] [--segments 10] [--clicks 10]
 Prints  for each source mean Dice after 0, 1, 3, 5 and 10 clicks with n, clicks needed for Dice .90, the mean change a
         click makes, seconds; then the experiment with confirmed slices, and seconds of a click and of a spread.
 
@@ -14,8 +14,8 @@ a segment without error is finished.
 
 Others get the same user: `boxes` draws the box of the true outline in the slice with the largest piece of error, with
 5 % margin, and LiteMedSAM fills it; `walker` is scikit-image's random walker in the slice, seeded with the clicks, the
-mask eroded by 3 pixels and what is farther than 12 pixels from it; `flood` adds or removes what scikit-image floods from
-the click with a tolerance of a tenth of the grey levels.
+mask eroded by 3 pixels and what is farther than 12 pixels from it; `flood` adds or removes what scikit-image floods
+from the click with a tolerance of a tenth of the grey levels.
 
 Confirmed slices. The user draws the truth in three slices of a heart, at 1/6, 1/2 and 5/6 of the structure's extent, or
 in every fifth slice, and confirms them; then the session spreads, from the text mask and from nothing. Dice is of the

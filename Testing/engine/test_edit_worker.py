@@ -58,8 +58,8 @@ class Corrections:
     def edit(self, session: int, revision: int, *actions: dict[str, Any], spread: bool = False, **more: Any) -> int:
         return self.engine.submit(
             {
-                "cmd": "edit", "session": session, "revision": revision, "volume": self.volume, "actions": list(actions),
-                "spread": spread, "folder": str(self.folder), **more,
+                "cmd": "edit", "session": session, "revision": revision, "volume": self.volume,
+                "actions": list(actions), "spread": spread, "folder": str(self.folder), **more,
             }  # fmt: skip
         )
 

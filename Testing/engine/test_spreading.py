@@ -1,4 +1,4 @@
-"""Corrections carried through the volume: from one slice outward, between two from both sides, no further than it is."""
+"""Corrections carried through the volume: from one slice outward, between two from both sides, and no further."""
 
 from __future__ import annotations
 
