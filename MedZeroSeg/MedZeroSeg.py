@@ -290,7 +290,9 @@ class MedZeroSegWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
     def review(self) -> Review:
         """What the typed names were understood as."""
         state = self.volumeState()
-        return review_names(self.parameters.prompts, state.modality if state else None)
+        if state is None or not state.usable:
+            return review_names(self.parameters.prompts)
+        return review_names(self.parameters.prompts, state.modality, state.field_of_view)
 
     def _showPrompts(self) -> None:
         ui, review = self.ui, self.review()

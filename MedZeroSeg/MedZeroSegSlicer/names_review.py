@@ -8,12 +8,14 @@ from dataclasses import dataclass
 from functools import cache, lru_cache
 
 from MedZeroSegLib.errors import InputError
+from MedZeroSegLib.field_of_view import BODY_PART, ENDS_AT_LUNGS, HEAD_OR_LIMB, NO_LUNGS, TOO_WIDE, FieldOfView
 from MedZeroSegLib.queries import PART, SEPARATORS, SIDE_WORDS, Query, resolve, split_names
 from MedZeroSegLib.vocabulary import Structure, vocabulary, wordings
 
 from .translation import _
 
 UNDERSTOOD, DOUBTFUL, ASKED, UNKNOWN = "✓", "!", "?", "✗"
+EVERYTHING = FieldOfView()  # what an image may show of which nothing is known
 OFFERED_MOST = 4  # names offered for one that isn't known
 SHORTEST_BEGINNING = 3  # letters; fewer begin too many names
 
@@ -70,13 +72,14 @@ def name_lists() -> dict[str, tuple[str, ...]]:
 
 
 @lru_cache(64)
-def review_names(text: str, modality: str | None = None) -> Review:
+def review_names(text: str, modality: str | None = None, shown: FieldOfView = EVERYTHING) -> Review:
     """Review a list of names as typed.
 
     Parameters
     ----------
     text : names between separators or line ends, see ``queries.split_names``.
     modality : member of ``volume.MODALITIES`` that the image is understood as; None or "other" where nobody knows.
+    shown : which parts of the body the image cannot show.
     """
     if not split_names(text):
         return Review()
@@ -85,15 +88,15 @@ def review_names(text: str, modality: str | None = None) -> Review:
     except InputError as error:
         return Review(problem=str(error))
     return Review(
-        rows=tuple(row for query in queries for row in _rows(query, modality)),
+        rows=tuple(row for query in queries for row in _rows(query, modality, shown)),
         names=tuple(query.typed for query in queries),
         unknown=tuple(query.typed for query in queries if not query.structure),
     )
 
 
-def _rows(query: Query, modality: str | None) -> Iterator[ReviewRow]:
+def _rows(query: Query, modality: str | None, shown: FieldOfView) -> Iterator[ReviewRow]:
     if query.structure:
-        yield _row_of_known(query, query.structure, modality)
+        yield _row_of_known(query, query.structure, modality, shown)
         return
     offered = tuple(dict.fromkeys((*query.suggestions, *completions(query.typed))))[:OFFERED_MOST]
     tooltip = "\n".join(query.warnings)
@@ -110,17 +113,31 @@ def _rows(query: Query, modality: str | None) -> Iterator[ReviewRow]:
         yield ReviewRow("", f"       {text}", click.format(name=name), query.typed, name)
 
 
-def _row_of_known(query: Query, structure: Structure, modality: str | None) -> ReviewRow:
+def _row_of_known(query: Query, structure: Structure, modality: str | None, shown: FieldOfView) -> ReviewRow:
     same = query.typed.casefold() == query.name.casefold()
     text = query.typed if same else _("{typed} → {name}").format(typed=query.typed, name=query.name)
     remarks = list(query.warnings)
-    if modality not in (None, "other", *structure.modalities):
+    if reason := shown.reason(structure):
+        remarks.append(_outside_sentence(reason).format(name=query.name))
+        text = _("{name} – outside this scan?").format(name=text)
+    elif modality not in (None, "other", *structure.modalities):
         remarks.append(_("{name} is seldom seen in {modality} images.").format(name=query.name, modality=modality))
         text = _("{name} – seldom seen in {modality} images").format(name=text, modality=modality)
     elif remarks:
         text = _("{name} – {remark}").format(name=text, remark=remarks[0])
     mark = DOUBTFUL if remarks else UNDERSTOOD
     return ReviewRow(mark, f"{mark} {text}", "\n".join(remarks), query.typed)
+
+
+def _outside_sentence(reason: str) -> str:
+    """Why a name is taken to lie outside the scan; it may be run all the same."""
+    return {
+        HEAD_OR_LIMB: _("The scan looks like one of a head, which does not reach to the {name}."),
+        TOO_WIDE: _("Every slice is wider than a head, so that the {name} is most likely not in this scan."),
+        ENDS_AT_LUNGS: _("The scan ends at the lungs, above the {name}."),
+        NO_LUNGS: _("No slice shows lungs, so that the {name} is most likely not in this scan."),
+        BODY_PART: _("By what DICOM says of the body part, the {name} is most likely not in this scan."),
+    }[reason]
 
 
 def completions(typed: str) -> tuple[str, ...]:

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from MedZeroSegLib.errors import InputError
+from MedZeroSegLib.field_of_view import FieldOfView, field_of_view
 from MedZeroSegLib.modality import PICTURE_SUFFIXES, guess_modality, holds_whole_numbers, modality_of_dicom
 from MedZeroSegLib.outside import padding_value
 from MedZeroSegLib.volume import SHEAR_MAX_DEGREES, shear_degrees
@@ -21,7 +22,7 @@ from .frames import frame_of
 from .translation import _
 
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])  # its own inverse
-DICOM_MODALITY_TAG = "0008,0060"
+DICOM_MODALITY_TAG, DICOM_BODY_PART_TAG = "0008,0060", "0018,0015"
 SLICED_MODALITIES = ("CT", "MR", "PET", "nuclear medicine")  # one slice of these has its place in the patient
 SPACING_MIN_MM = 0.01  # below it, a file in another unit (metres, cm) is likelier than such an image of a patient
 EXPORTS_KEPT = 2  # files; the one before the newest may still be read
@@ -42,6 +43,7 @@ class VolumeState:
     dimension : 2 for pictures, radiographs and single slices of unknown kind, else 3.
     calibrated : whether the spacing is in mm.
     frames : of the sequence that it shows; 1 where it shows none.
+    field_of_view : which parts of the body it cannot show.
     """
 
     usable: bool
@@ -53,6 +55,7 @@ class VolumeState:
     dimension: int = 3
     calibrated: bool = True
     frames: int = 1
+    field_of_view: FieldOfView = FieldOfView()
 
 
 @dataclass(frozen=True)
@@ -98,16 +101,18 @@ def describe_volume(volume_node: Any, given: str | None = None) -> VolumeState:
     dimension = _dimension(volume_node, stated)
     guess = guess_modality(levels.smallest, levels.largest, levels.whole_numbers, dimension)
     calibrated = _is_calibrated(volume_node, dimension)
+    modality = stated or guess
     return VolumeState(
         usable=True,
         sentence="",
-        modality=stated or guess,
+        modality=modality,
         modality_source="given" if given else "dicom" if stated else "guess",
         size_line=_size_line(volume_node, dimension, calibrated),
         warnings=tuple(_warnings(volume_node, levels)),
         dimension=dimension,
         calibrated=calibrated,
         frames=(frame_of(volume_node) or (0, 1))[1],
+        field_of_view=_field_of_view(volume_node, modality, dimension, calibrated),
     )
 
 
@@ -234,7 +239,7 @@ def _is_colour(node: Any) -> bool:
 
 def _modality_in_dicom(node: Any) -> str | None:
     """Modality that DICOM states: in the subject hierarchy, else in Slicer's DICOM database."""
-    name = _modality_in_hierarchy(node) or _modality_in_database(node)
+    name = _modality_in_hierarchy(node) or _value_in_database(node, DICOM_MODALITY_TAG)
     return modality_of_dicom(name or None)
 
 
@@ -253,14 +258,15 @@ def _modality_in_hierarchy(node: Any) -> str:
     return ""
 
 
-def _modality_in_database(node: Any) -> str:
+def _value_in_database(node: Any, tag: str) -> str:
+    """What Slicer's DICOM database holds of a volume's first file; empty where it doesn't know it."""
     import slicer
 
     instances = (node.GetAttribute("DICOM.instanceUIDs") or "").split()
     database = getattr(slicer, "dicomDatabase", None)
     if not instances or database is None:
         return ""
-    return str(database.instanceValue(instances[0], DICOM_MODALITY_TAG) or "")
+    return str(database.instanceValue(instances[0], tag) or "")
 
 
 def _dimension(node: Any, stated: str | None) -> int:
@@ -309,6 +315,24 @@ def _warnings(node: Any, levels: _GreyLevels) -> list[str]:
         text = _("A voxel of {size} mm is very small; if the file is not in mm, correct its spacing.")
         warnings.append(text.format(size=f"{min(node.GetSpacing()):.2g}"))
     return warnings
+
+
+# What part of the body
+
+_fields: OrderedDict[tuple[Any, ...], FieldOfView] = OrderedDict()
+
+
+def _field_of_view(node: Any, modality: str, dimension: int, calibrated: bool) -> FieldOfView:
+    """Looked at once for each state of the voxels, and for the first frame seen of a sequence: frames share it."""
+    matrix = ijk_to_lps(node)
+    state = node.GetImageData().GetDimensions() if frame_of(node) else volume_stamp(node)
+    key = (node.GetID(), state, matrix.tobytes(), modality, dimension, calibrated)
+    if key not in _fields:
+        part = _value_in_database(node, DICOM_BODY_PART_TAG)
+        _fields[key] = field_of_view(_grey_voxels(node)[0], matrix, modality, dimension, calibrated, part)
+        while len(_fields) > SEEN_VOLUMES:
+            _fields.popitem(last=False)
+    return _fields[key]
 
 
 # Grey levels

@@ -17,6 +17,7 @@ from MedZeroSegSlicer.names_review import (
     review_names,
 )
 
+from MedZeroSegLib.field_of_view import FieldOfView
 from MedZeroSegLib.queries import resolve, split_names
 
 HEAD = Path(__file__).parents[2] / "MedZeroSegLib" / "heads" / "lite.safetensors"
@@ -130,3 +131,20 @@ def test_replacing_a_name_changes_no_other(names):
     text = "; ".join(names)
     after = split_names(replace_name(text, names[0], "spleen"))
     assert after == ["spleen" if name == names[0] else name for name in names]
+
+
+# What lies outside the scan
+
+
+def test_name_outside_the_scan_is_marked_with_the_reason_and_may_be_run():
+    shown = FieldOfView((("pelvis", "at-lungs"),))
+    review = review_names("liver; prostate", "CT", shown)
+    assert [row.text for row in review.rows] == ["✓ liver", "! prostate – outside this scan?"]
+    assert review.rows[1].tooltip == "The scan ends at the lungs, above the prostate."
+    assert review.unknown == () and review.names == ("liver", "prostate")
+
+
+@pytest.mark.parametrize("reason", ["head-or-limb", "too-wide", "at-lungs", "no-lungs", "dicom"])
+def test_every_reason_has_its_sentence(reason):
+    (row,) = review_names("Rt kidney", "CT", FieldOfView((("abdomen", reason),))).rows
+    assert row.text == "! Rt kidney → right kidney – outside this scan?" and "right kidney" in row.tooltip

@@ -13,6 +13,8 @@ from MedZeroSegSlicer.volumes import describe_volume, export_volume, prepare_exp
 from scans import SHAPE, grid, scan, slicer, transform, turned, vtk, warp
 
 from MedZeroSegLib.errors import InputError
+from MedZeroSegLib.field_of_view import FieldOfView
+from MedZeroSegLib.vocabulary import vocabulary
 from MedZeroSegLib.volume_io import read_volume
 
 
@@ -213,6 +215,29 @@ def test_modality_is_looked_up_in_the_dicom_database(scene, monkeypatch):
     volume.SetAttribute("DICOM.instanceUIDs", "1.2.3 1.2.4")
     state = describe_volume(volume)
     assert (state.modality, state.modality_source, state.dimension) == ("X-ray", "dicom", 2)
+
+
+def test_body_part_is_looked_up_in_the_dicom_database(scene, monkeypatch):
+    tags = {("1.2.3", "0008,0060"): "MR", ("1.2.3", "0018,0015"): "BRAIN"}
+    database = types.SimpleNamespace(instanceValue=lambda uid, tag: tags.get((uid, tag), ""))
+    monkeypatch.setattr(slicer, "dicomDatabase", database, raising=False)
+    volume = scan()
+    volume.SetAttribute("DICOM.instanceUIDs", "1.2.3")
+    shown = describe_volume(volume).field_of_view
+    assert shown.reason(vocabulary()["prostate"]) == "dicom" and not shown.reason(vocabulary()["brain"])
+
+
+def test_what_a_scan_shows_is_looked_at_once_for_each_state_of_it(scene, monkeypatch):
+    volume, looked = scan(), []
+    monkeypatch.setattr("MedZeroSegSlicer.volumes.field_of_view", lambda *_: looked.append(1) or FieldOfView())
+    for _ in range(3):
+        describe_volume(volume)
+        volume.SetName(volume.GetName() + "x")
+    assert len(looked) == 1
+    slicer.util.arrayFromVolume(volume)[0] += 1
+    slicer.util.arrayFromVolumeModified(volume)
+    describe_volume(volume)
+    assert len(looked) == 2
 
 
 def test_what_the_user_says_wins(scene, tmp_path):
