@@ -98,7 +98,7 @@ def cehnc(
     context: Tensor | None = None,
     twins: Tensor | None = None,
 ) -> Tensor:
-    """`cehnc_of_cosines` of unit vectors ``images`` and ``texts`` [M, d]; row n of one belongs to row n of the other."""
+    """`cehnc_of_cosines` of unit vectors ``images`` and ``texts`` [M, d], of which rows n belong together."""
     with torch.autocast(images.device.type, enabled=False):
         cosine = images.float() @ texts.float().T if images.dtype != torch.float64 else images @ texts.T
         return cehnc_of_cosines(cosine, lambdas, settings, context, twins)

@@ -52,8 +52,10 @@ def train_clip(
     weights_folder: WeightsOption = None,
 ) -> None:
     """Fine-tune a CLIP model on image-caption pairs. Goes on where it was stopped; on several cards by torchrun."""
-    from MedZeroSegLib.training import clip
     from MedZeroSegLib.training.pairs import read_pairs
+
+    read = read_pairs(pairs, images, skip_missing)
+    from MedZeroSegLib.training import clip
 
     settings = clip.ClipTraining(
         loss=loss,
@@ -66,7 +68,6 @@ def train_clip(
         seed=seed,
     )
     course = clip.Course(chunk, threads, checkpoint_every)
-    read = read_pairs(pairs, images, skip_missing)
     file = clip.train_clip(
         read, output, model, settings, None if steps else epochs, course, device, weights_folder, _tell
     )
@@ -90,11 +91,12 @@ def train_dpfem(
     weights_folder: WeightsOption = None,
 ) -> None:
     """Train the dual path on the patch features of `base`, without masks. Goes on where it was stopped."""
-    from MedZeroSegLib.training import dpfem
     from MedZeroSegLib.training.pairs import read_pairs
 
-    settings = dpfem.DpfemTraining(steps=steps, batch=batch, literal=literal, seed=seed)
     read = read_pairs(pairs, images, skip_missing)
+    from MedZeroSegLib.training import dpfem
+
+    settings = dpfem.DpfemTraining(steps=steps, batch=batch, literal=literal, seed=seed)
     file = dpfem.train_dpfem(read, output, model, settings, checkpoint_every, device, weights_folder, _tell)
     typer.echo(str(file))
 
