@@ -44,6 +44,7 @@ COLUMNS: Mapping[str, type] = {
     **dict.fromkeys(("expected_dice", "doubt"), float),
     **dict.fromkeys(("warnings", "mask_sha256"), str),
 }
+UNTRAINED_DOUBT = 0.5  # at least, of what the model was not trained on
 NOT_FOUND_DOUBT = 0.5  # of a structure without any evidence: it may be absent, or have been missed
 
 
@@ -159,13 +160,16 @@ def _statistics(segment: Segment, segmentation: Segmentation, unit: str) -> Segm
 def doubt_of(segment: Segment) -> float:
     """How much a segment wants looking at, 0..1.
 
-    Found: what the expected Dice lacks to 1, or where none is known, what the score lacks. Not found: from
+    Found: what the expected Dice lacks to 1, or where none is known, what the score lacks, and no less than
+    ``UNTRAINED_DOUBT`` where the model was not trained on the name, since scores mean little then. Not found: from
     ``NOT_FOUND_DOUBT`` without any evidence up to 1, the more there was, since then it was nearly taken for present.
     """
     if not segment.found:
         return NOT_FOUND_DOUBT + (1 - NOT_FOUND_DOUBT) * segment.score
     expected = _expected_dice(segment)
-    return 1.0 - (segment.score if expected is None else expected)
+    if expected is not None:
+        return 1.0 - expected
+    return max(1.0 - segment.score, UNTRAINED_DOUBT if segment.provenance.get("trained") is False else 0.0)
 
 
 def _expected_dice(segment: Segment) -> float | None:

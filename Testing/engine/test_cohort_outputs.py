@@ -97,6 +97,12 @@ def test_what_was_missed_with_much_evidence_is_more_doubtful_than_what_is_surely
     assert 0.5 < missed < 1.0
 
 
+def test_a_try_at_an_unknown_name_is_doubtful_whatever_its_score():
+    tried = samples.segment("heart", corner(), score=1.0, provenance={"trained": False})
+    (row,) = statistics_of(samples.segmentation(oblique_volume(), tried))
+    assert row.doubt == 0.5
+
+
 def test_tables_hold_every_segment_and_what_the_input_carried(tmp_path):
     parquet = pytest.importorskip("pyarrow.parquet", reason="Parquet needs pyarrow (pip install 'medzeroseg[cohort]')")
     made = samples.segmentation(
