@@ -145,17 +145,20 @@ def _run(cases: Any, folder: Path, settings: Any, engine: Any, crew: Crew, retry
 
 def _write_summaries(folder: Path) -> None:
     """Report, review list and statistics of all cases that the journal knows."""
+    from importlib.util import find_spec
+
     from MedZeroSegLib.cohort.journal import Journal
     from MedZeroSegLib.cohort.report import write_cohort_report
-    from MedZeroSegLib.cohort.review import write_review
+    from MedZeroSegLib.cohort.review import with_reviews, write_review
     from MedZeroSegLib.cohort.statistics import write_statistics
 
     journal = Journal(folder)
     records = list(journal.records())
     journal.close()
-    write_statistics(records, folder / "statistics.csv")
-    write_review(records, folder / "review.csv")
-    report = write_cohort_report(records, folder)
+    parquet = folder / "statistics.parquet" if find_spec("pyarrow") else None
+    write_statistics(records, folder / "statistics.csv", parquet)
+    listed = write_review(records, folder / "review.csv")
+    report = write_cohort_report(with_reviews(records, listed), folder)
     for file in (report, folder / "review.csv"):
         typer.echo(str(file))
 

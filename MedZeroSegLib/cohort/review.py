@@ -169,6 +169,12 @@ def _usual_structures(records: Sequence[CaseRecord]) -> dict[str, float]:
     return {name: share for name, share in shares.items() if share >= USUAL_SHARE}
 
 
+def with_reviews(records: Sequence[CaseRecord], rows: Sequence[ReviewRow]) -> list[CaseRecord]:
+    """The records with the status that the list has for them."""
+    status = {row.case: row.status for row in rows}
+    return [replace(record, reviewed=status.get(record.case, OPEN)) for record in records]
+
+
 def _with_mark(row: ReviewRow, before: ReviewRow | None) -> ReviewRow:
     """The new row with what people marked on the old one."""
     if before is None:

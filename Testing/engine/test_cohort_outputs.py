@@ -20,7 +20,7 @@ from hypothesis.extra.numpy import arrays
 
 from MedZeroSegLib.cohort.case_record import CaseRecord, done_record, failed_record
 from MedZeroSegLib.cohort.outliers import CASES_MIN, outliers_of, robust_z
-from MedZeroSegLib.cohort.review import mark, read_review, write_review
+from MedZeroSegLib.cohort.review import mark, read_review, with_reviews, write_review
 from MedZeroSegLib.cohort.statistics import statistics_of, write_statistics
 from MedZeroSegLib.errors import InputError
 from MedZeroSegLib.vocabulary import SIDE_CODES, Code
@@ -208,6 +208,8 @@ def test_marks_survive_a_rerun_that_changes_the_order(tmp_path):
         "left lobe, Rand ü",
     )
     assert rows["huge"].status == "open" and len(rows) == 13
+    reviewed = {record.case: record.reviewed for record in with_reviews(records, read_review(file))}
+    assert (reviewed["case 1"], reviewed["case 2"], reviewed["broken"]) == ("accepted", "corrected", "open")
     assert {row.case for row in write_review(records[:1], file)} == {"case 0", "case 1", "case 2"}
 
 
