@@ -25,6 +25,7 @@ from MedZeroSegSlicer.panel_state import Facts, panel_state, run_reason, volume_
 from MedZeroSegSlicer.parameters import MedZeroSegParameterNode
 from MedZeroSegSlicer.preferences import preference, recent_lists, remember_list, set_preference
 from MedZeroSegSlicer.region_of_interest import region_of
+from MedZeroSegSlicer.sample_data import register_sample_data
 from MedZeroSegSlicer.scene_choice import belongs_to, result_of
 from MedZeroSegSlicer.segmentation_run import Settings
 from MedZeroSegSlicer.self_test import MedZeroSegTest
@@ -68,6 +69,7 @@ class MedZeroSeg(ScriptedLoadableModule):
             "After the method of Zhang, Huang and Li, MedZeroSeg, PLOS ONE 21(3):e0344978, 2026. Models: LiteMedSAM "
             "and all-MiniLM-L6-v2 (Apache-2.0)."
         )
+        slicer.app.connect("startupCompleted()", register_sample_data)
 
 
 class TabKey(qt.QObject):

@@ -45,7 +45,16 @@ class Application:
 
     def __init__(self, environment: Environment, qapp: QtWidgets.QApplication) -> None:
         self._environment, self._qapp = environment, qapp
+        self._slots: list[tuple[str, Any]] = []
         self.manager = types.SimpleNamespace(connect=lambda *_a: None, disconnect=lambda *_a: None)
+
+    def connect(self, signal: str, slot: Any) -> None:
+        self._slots.append((signal, slot))
+
+    def emit(self, signal: str) -> None:
+        """What the application itself would do."""
+        for _signal, slot in [pair for pair in self._slots if pair[0] == signal]:
+            slot()
 
     def applicationLogic(self) -> Any:
         return self._environment.application

@@ -29,6 +29,7 @@ import MedZeroSeg  # noqa: E402
 
 imported = sorted(set(sys.modules) - before)
 import MedZeroSegSlicer  # noqa: E402
+from MedZeroSegSlicer import logic  # noqa: E402
 
 import MedZeroSegLib  # noqa: E402
 
@@ -41,7 +42,7 @@ print(
         {
             "files": [str(Path(module.__file__)) for module in (MedZeroSeg, MedZeroSegLib, MedZeroSegSlicer)],
             "imported": imported,
-            "worker": MedZeroSeg.worker_command()[1],
+            "worker": logic.worker_command()[1],
             "status": widget.ui.statusLabel.text,
             "resources": [widget.resourcePath(name) for name in ("UI/MedZeroSeg.ui", "requirements.txt")],
         }
