@@ -21,7 +21,8 @@ from MedZeroSegLib.slice_embeddings import SliceEmbedding
 CLICK_RADIUS = 2  # pixels of the canvas that a click marks
 ADJOINING = np.ones((3, 3), bool)
 AGREEMENT_MIN = 0.7  # Dice between corrector and decoder, for the decoder to count
-REACH = 3  # pixels: a change belongs to a hint that is this near
+NEAR = 3  # pixels: a change belongs to a hint that is this near
+REACH_SHARE, REACH_MIN = 3.0, 5.0  # how far it goes, in depths of the hint and pixels more
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,7 @@ class Blend:
         Whether only what adjoins a person's newest hint may change.
     """
 
-    decoder: float = 0.0
+    decoder: float = 0.4
     text: float = 0.0
     local: bool = True
 
@@ -133,14 +134,18 @@ def decoded(coarse: np.ndarray, logits: np.ndarray, decoder: Prompted) -> np.nda
 
 
 def only_at(spots: np.ndarray, before: np.ndarray, logits: np.ndarray) -> np.ndarray:
-    """Logits whose mask differs from the one before only in pieces that adjoin the spots; all [256, 256]."""
-    labels, count = ndimage.label((logits > 0) != before, ADJOINING)
-    if not count:
-        return logits
-    near = ndimage.distance_transform_edt(~spots) <= REACH
+    """Logits whose mask differs from the one before only in pieces that adjoin the spots, and no farther than the
+    error can go; all [256, 256].
+
+    People point at the middle of an error, so its half width is about the distance from there to the outline.
+    """
+    distance = ndimage.distance_transform_edt(~spots)
+    depth = np.where(before, ndimage.distance_transform_edt(before), ndimage.distance_transform_edt(~before))[spots]
+    reach = REACH_SHARE * float(depth.max(initial=0)) + REACH_MIN
+    labels, count = ndimage.label(((logits > 0) != before) & (distance <= reach), ADJOINING)
     touched = np.zeros(count + 1, bool)
-    touched[labels[near]] = True
-    elsewhere = (labels > 0) & ~touched[labels]
+    touched[labels[distance <= NEAR]] = True
+    elsewhere = ((logits > 0) != before) & ~(touched[labels] & (labels > 0))
     return np.where(elsewhere, np.where(before, 0.1, -0.1), logits).astype(np.float32)
 
 

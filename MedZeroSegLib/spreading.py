@@ -18,7 +18,7 @@ from scipy import ndimage
 
 from MedZeroSegLib.assembly import shape_between, signed_distance
 from MedZeroSegLib.editing_slice import no_hints, off_canvas, on_canvas, only_at, with_decoder
-from MedZeroSegLib.embeddings import Progress
+from MedZeroSegLib.embeddings import FIELD_SHARE, KEY_DISTANCE_MM, Progress
 from MedZeroSegLib.mask_decoder.corrector import SURE, Correction, anchor_means
 from MedZeroSegLib.mask_decoder.lite_medsam import IMAGE_SIZE
 from MedZeroSegLib.prompts import box_around
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 EDGE_PIXELS = 2.0  # of signed distance for one logit of a guess
 GUESS_MAX = 4.0  # logits, either sign
 REFINED_SHARE, REFINED_TRUSTED = 0.6, 0.2  # of the corrector in a slice, against a guess that isn't or is trusted
+REPAIR_KEYS = 1.5  # distances between slices with an embedding over which a click is carried
 DECODER_SHARE = 0.5  # of the decoder, against both
 TRUST_FROM, TRUST_FULL = 0.5, 0.9  # Dice before and after a correction: how far masks elsewhere are trusted
 SEEN_SHARE = 0.5  # of the corrector's own view of a neighbour, against the repair that is carried there
@@ -180,6 +181,8 @@ class Spreading:
             tell()
             mine = self._now(n)
             repaired = (mine | (previous & ~was)) & ~(was & ~previous)
+            if local and abs(n - anchor.index) * self.embeddings.frame.spacing[0] > self._repair_reach():
+                return
             if local:
                 spots = (repaired != mine) & ndimage.binary_dilation(previous != was, iterations=1)
                 if spots.sum() < PIXELS_MIN:
@@ -198,6 +201,13 @@ class Spreading:
                     return
             yield n, logits
             previous, was = logits > 0, mine
+
+    def _repair_reach(self) -> float:
+        """How far a local repair is carried, in mm: into the next key slice of a thin stack, and not at all where
+        slices lie farther apart than key slices should."""
+        _, height, width = self.embeddings.shape
+        _, tall, wide = self.embeddings.frame.spacing
+        return REPAIR_KEYS * min(KEY_DISTANCE_MM, FIELD_SHARE * max(height * tall, width * wide))
 
     def _shape(self, n: int, previous: np.ndarray, anchor: Anchor, towards: Anchor | None) -> np.ndarray:
         """The outline that the neighbours suggest, as logits."""

@@ -297,7 +297,7 @@ def main() -> None:
                 for _, one in tried:
                     clicks += one.seconds["click"]
                     spreads += zip(one.sizes, one.seconds["spread"], strict=True)
-        if chosen[0].volume.dimension == 3 and chosen[0].volume.shape[0] > 1:
+        if "ours" in arguments.ways and chosen[0].volume.dimension == 3 and chosen[0].volume.shape[0] > 1:
             for every, nothing in ((None, False), (None, True), (5, False), (5, True)):
                 results: dict[str, list[dict[str, float]]] = defaultdict(list)
                 for task in chosen:
@@ -307,6 +307,8 @@ def main() -> None:
                     means = "  ".join(f"{way} {np.mean([one[way] for one in ones]):.3f}" for way in ones[0])
                     slices = "three slices" if every is None else "every fifth"
                     print(f"  {slices}, from {'nothing' if nothing else 'text'}, {name}, n={len(ones)}: {means}")
+    if not clicks:
+        return
     low = [scores for scores in everything if scores[0] < 0.85]
     print(row("all, ours", everything))
     if low:
