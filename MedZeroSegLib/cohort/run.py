@@ -89,7 +89,9 @@ def run_cohort(
             _take_over(plan, journal, folder, run)
             journal.await_turns((turn.case, turn.reason) for turn in plan.turns)
             if plan.turns:
-                with hired(crew) as (client, slots):
+                work = folder / WORK_FOLDER
+                work.mkdir(exist_ok=True)
+                with hired(crew, work) as (client, slots):
                     _Dispatch(client, slots, journal, folder, settings, run, len(plan.turns), on_progress).run(
                         plan.turns
                     )

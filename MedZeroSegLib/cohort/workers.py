@@ -10,6 +10,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from MedZeroSegLib.cohort.work import CASES_AT_ONCE
@@ -23,7 +24,7 @@ LOOPBACK = "127.0.0.1"
 MEMORY_SHARE_MAX = 0.95  # of its part of the memory; a worker that takes more is ended before the machine stalls
 START_S = 180  # until a worker must have come up, with all its imports
 ANSWER_S = 20  # until a scheduler that is said to run must have answered
-SLURM = "slurm"
+SLURM, SLURM_MEMORY = "slurm", "8GB"  # of a job, where the configuration of dask-jobqueue names none
 TRIM = {"MALLOC_TRIM_THRESHOLD_": "65536"}  # glibc gives memory back after each case
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 MISSING = "Cohorts need Dask, which isn't installed; run `pip install 'medzeroseg[cohort]'`."
@@ -102,8 +103,13 @@ def _graphics_cards(device: str) -> int:
 
 
 @contextmanager
-def hired(crew: Crew) -> Iterator[tuple[Client, int]]:
+def hired(crew: Crew, shared: Path) -> Iterator[tuple[Client, int]]:
     """A client of the crew's scheduler, and how many cases may be handed out at once. All ends with the block.
+
+    Parameters
+    ----------
+    shared
+        A folder that jobs of a cluster see too; their certificates lie there meanwhile.
 
     Raises
     ------
@@ -119,7 +125,7 @@ def hired(crew: Crew) -> Iterator[tuple[Client, int]]:
         stack.enter_context(dask.config.set(_configuration(crew)))
         try:
             if crew.scheduler == SLURM:
-                target = stack.enter_context(_slurm_cluster(crew))
+                target = stack.enter_context(_slurm_cluster(crew, shared))
             elif crew.scheduler:
                 target = crew.scheduler
             else:
@@ -131,7 +137,7 @@ def hired(crew: Crew) -> Iterator[tuple[Client, int]]:
             place = crew.scheduler or "this machine"
             reason = str(problem).partition("\n")[0] or type(problem).__name__
             raise InstallationError(
-                f"No worker of '{place}' could be reached ({reason}); check the address, or leave --scheduler out."
+                f"Nothing that works could be reached at '{place}' ({reason}); check it, or leave --scheduler out."
             ) from problem
         slots = crew.workers * CASES_AT_ONCE or max(1, sum(client.nthreads().values()))
         yield client, slots
@@ -140,15 +146,20 @@ def hired(crew: Crew) -> Iterator[tuple[Client, int]]:
 def _configuration(crew: Crew) -> dict[str, Any]:
     """Dask's settings: no memory juggling, for workers hand over a few lines only, and no page for the network."""
     return {
-        "distributed.worker.memory.target": False,
-        "distributed.worker.memory.spill": False,
-        "distributed.worker.memory.pause": False,
-        "distributed.worker.memory.terminate": MEMORY_SHARE_MAX,
-        "distributed.worker.daemon": True,
+        **{f"distributed.{key}": value for key, value in _worker_settings().items()},
         "distributed.scheduler.no-workers-timeout": None if crew.scheduler else f"{START_S}s",
         "distributed.nanny.pre-spawn-environ": {**TRIM, **_thread_variables(crew)},
         "distributed.scheduler.http.routes": [],
-        "distributed.worker.http.routes": [],
+    }
+
+
+def _worker_settings() -> dict[str, Any]:
+    return {
+        "worker.memory.target": False,
+        "worker.memory.spill": False,
+        "worker.memory.pause": False,
+        "worker.memory.terminate": MEMORY_SHARE_MAX,
+        "worker.http.routes": [],
     }
 
 
@@ -188,7 +199,7 @@ def _thread_variables(crew: Crew) -> dict[str, str]:
     return {name: str(crew.threads) for name in THREAD_VARIABLES}
 
 
-def _slurm_cluster(crew: Crew) -> Any:
+def _slurm_cluster(crew: Crew, shared: Path) -> Any:
     """Jobs of one worker each; queue, account, time and memory as the user's Dask configuration has them."""
     try:
         from dask_jobqueue import SLURMCluster
@@ -196,17 +207,22 @@ def _slurm_cluster(crew: Crew) -> Any:
         raise InstallationError(SLURM_MISSING) from problem
     import dask
 
-    exports = [f"export {name}={value}" for name, value in _environment(crew, 0).items()]
-    memory = dask.config.get("jobqueue.slurm.memory", None) or "8GB"
+    # Configuration that is made here reaches jobs as variables only.
+    settings = {f"distributed.{key}": value for key, value in _worker_settings().items()}
+    variables = {f"DASK_{key.upper().replace('.', '__')}": repr(value) for key, value in settings.items()}
+    exports = [f"export {name}={value}" for name, value in {**_environment(crew, 0), **variables}.items()]
     cluster = SLURMCluster(
         cores=CASES_AT_ONCE,
         job_cpu=crew.threads,
         processes=1,
-        memory=memory,
+        memory=dask.config.get("jobqueue.slurm.memory", None) or SLURM_MEMORY,
         python=sys.executable,
-        job_script_prologue=exports,
+        job_script_prologue=[*(dask.config.get("jobqueue.slurm.job-script-prologue", None) or []), *exports],
+        security=True,
+        shared_temp_directory=str(shared),
         scheduler_options={"dashboard": False, "dashboard_address": f"{LOOPBACK}:0"},
-        worker_extra_args=["--no-dashboard"],
+        death_timeout=START_S,
+        worker_extra_args=["--no-dashboard", "--dashboard-address", f"{LOOPBACK}:0"],
     )
     cluster.scale(jobs=crew.workers)
     return cluster

@@ -248,7 +248,7 @@ def test_workers_listen_to_this_machine_only_compute_with_their_threads_and_are_
         "import os, signal, psutil\n"
         "from MedZeroSegLib.cohort.workers import Crew, hired\n"
         "if __name__ == '__main__':\n"
-        "    with hired(Crew('', 2, 3)) as (client, slots):\n"
+        "    with hired(Crew('', 2, 3), None) as (client, slots):\n"
         "        client.wait_for_workers(2)\n"
         "        tree = [psutil.Process(), *psutil.Process().children(recursive=True)]\n"
         "        print({c.laddr.ip for p in tree for c in p.net_connections() if c.status == 'LISTEN'}, slots)\n"
@@ -314,6 +314,29 @@ def test_a_scheduler_that_runs_elsewhere_gives_its_workers(tmp_path):
             each.wait()
     assert process.returncode == 0, errors
     assert states(tmp_path / "out")["a"][0] == "done"
+
+
+def test_slurm_jobs_are_workers(tmp_path):
+    pytest.importorskip("dask_jobqueue")
+    scan(tmp_path / "in" / "a.nii.gz")
+    commands = tmp_path / "commands"  # of a SLURM that starts each job at once, here
+    commands.mkdir()
+    for name, lines in (
+        ("sbatch", 'cp "$1" "$SUBMITTED"; setsid bash "$1" >"$SUBMITTED.log" 2>&1 & echo "Submitted batch job $!"'),
+        ("scancel", 'kill -- "-$1"'),
+    ):
+        (commands / name).write_text(f"#!/usr/bin/env bash\n{lines}\n")
+        (commands / name).chmod(0o755)
+    process = medzeroseg(
+        "cohort", tmp_path / "in", "--structures", "liver", "--output", tmp_path / "out", "--scheduler", "slurm",
+        "--threads", "3", log=tmp_path / "log", PATH=f"{commands}{os.pathsep}{os.environ['PATH']}",
+        SUBMITTED=str(tmp_path / "job"),
+    )  # fmt: skip
+    told, errors = process.communicate(timeout=180)
+    assert process.returncode == 0, told + errors
+    assert states(tmp_path / "out")["a"][0] == "done" and computations(tmp_path / "log") == {"a.nii.gz": 1}
+    job = (tmp_path / "job").read_text()
+    assert "#SBATCH --cpus-per-task=3" in job and "export OMP_NUM_THREADS=3" in job and "tls://" in job
 
 
 # The plan alone
