@@ -265,6 +265,23 @@ def test_all_names_are_looked_at_before_anything_runs(tmp_path):
 # Marks of images
 
 
+@pytest.mark.skipif(os.name == "nt", reason="Windows keeps rights elsewhere")
+def test_an_image_without_rights_is_refused_by_name(tmp_path):
+    for folder in (*tmp_path.parents[:2], tmp_path):
+        os.chmod(folder, 0o755)
+    os.chmod(image(tmp_path / "closed.nii.gz"), 0)
+    code = (
+        "import os, sys; from MedZeroSegLib.cohort.inputs import find_cases, InputError\n"
+        "if os.geteuid() == 0: os.seteuid(65534)\n"
+        "try: find_cases(sys.argv[1], 'liver').cases[0].content_sha256()\n"
+        "except InputError as problem: print(problem)"
+    )
+    run = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, cwd=ROOT)
+    assert run.stdout.strip() == (
+        f"'{tmp_path}/closed.nii.gz' cannot be read (permission denied); check its path and permissions."
+    ), run.stderr
+
+
 def test_an_image_is_known_by_its_content_whatever_its_place(tmp_path):
     image(tmp_path / "one" / "a.nii.gz")
     (tmp_path / "two").mkdir()

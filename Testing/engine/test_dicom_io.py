@@ -175,6 +175,39 @@ def test_the_volume_is_taken_from_a_folder_with_localizers(tmp_path):
     assert "without an image (SR)" in refusal(tmp_path / "report.dcm")
 
 
+def test_localizers_in_the_series_itself_are_left_out(tmp_path):
+    slices = numbered_slices(7)
+    phantoms.dicom_series(tmp_path, slices[:5], along_z(0, 2, 4, 6, 8), SeriesNumber=3)
+    for number, orientation in enumerate([(1, 0, 0, 0, 0, -1), (0, 1, 0, 0, 0, -1)]):  # coronal, sagittal; same UID
+        scout = phantoms.dicom_image(
+            slices[5 + number],
+            ImageType=["ORIGINAL", "PRIMARY", "LOCALIZER"],
+            ImagePositionPatient=[0, 0, 0],
+            ImageOrientationPatient=list(orientation),
+            PixelSpacing=[1, 1],
+            SeriesNumber=3,
+        )
+        save(scout, tmp_path / f"scout{number}")
+    volume = read_volume(tmp_path)
+    assert np.array_equal(volume.voxels, slices[:5])
+    assert any("2 other series were left out" in warning for warning in volume.warnings)
+
+
+def test_two_stacks_of_one_series_in_different_planes_are_listed_and_refused(tmp_path):
+    phantoms.dicom_series(tmp_path / "a", numbered_slices(5), along_z(0, 2, 4, 6, 8), SeriesNumber=3)
+    across = [(2.0 * k, 0.0, 0.0) for k in range(4)]
+    phantoms.dicom_series(tmp_path / "b", numbered_slices(4), across, (0, 1, 0, 0, 0, -1), SeriesNumber=3)
+    assert "CT series 3 with 5 images; CT series 3 with 4 images" in refusal(tmp_path)
+
+
+def test_listed_files_are_the_image_whatever_else_lies_in_the_folder(tmp_path):
+    for number in (2, 3):
+        slices = numbered_slices(4) + np.int16(number)
+        phantoms.dicom_series(tmp_path, slices, along_z(0, 1, 2, 3), SeriesInstanceUID=f"1.{number}")
+    chosen = sorted(tmp_path.glob("1.3-*"), reverse=True)
+    assert np.array_equal(read_volume(tmp_path, files=chosen).voxels, numbered_slices(4) + np.int16(3))
+
+
 def test_two_full_series_are_listed_and_refused(tmp_path):
     for number in (2, 3):
         phantoms.dicom_series(
