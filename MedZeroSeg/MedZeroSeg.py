@@ -18,7 +18,7 @@ import qt
 import slicer
 import vtk
 from MedZeroSegSlicer.choices import Device, Modality, Models
-from MedZeroSegSlicer.install import consent_text
+from MedZeroSegSlicer.install import consent_text, fetch_text
 from MedZeroSegSlicer.logic import MedZeroSegLogic
 from MedZeroSegSlicer.names_review import Review, insert_names, name_at, name_lists, replace_name, review_names
 from MedZeroSegSlicer.panel_state import Facts, panel_state, run_reason, volume_line
@@ -120,7 +120,8 @@ class MedZeroSegWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         ui = self.ui
         for button, slot in (
             (ui.runButton, self.onRun), (ui.cancelButton, self.logic.cancel), (ui.setupButton, self.onSetup),
-            (ui.folderButton, self.onChooseFolder), (ui.undoButton, self.logic.undo), (ui.editButton, self.onEdit),
+            (ui.fetchButton, self.onFetch), (ui.folderButton, self.onChooseFolder),
+            (ui.undoButton, self.logic.undo), (ui.editButton, self.onEdit),
             (ui.checkButton, self.onCheck), (ui.freeButton, self.logic.free), (ui.reportButton, self.onReport),
         ):  # fmt: skip
             button.connect("clicked(bool)", lambda _checked, slot=slot: slot())
@@ -425,6 +426,11 @@ class MedZeroSegWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
             self.logic.install(self.parameters.models)
             if self.logic.setup.ready:
                 self.onCheck()
+
+    def onFetch(self) -> None:
+        """Download the model files, once the user has read what and agreed; the window stays alive."""
+        if slicer.util.confirmOkCancelDisplay(fetch_text(self.logic.setup), _("Download model files")):
+            self.logic.fetch(self.settings())
 
     def onEdit(self) -> None:
         """Hand the segments over to Slicer's own editor."""

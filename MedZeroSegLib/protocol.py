@@ -6,6 +6,7 @@ To the engine, "id" being a number that the module has not used before:
 - ``{"id", "cmd": "segment", "volume": {...}, "names": [...], "folder", "preset", "device", "weights_folder"}``,
   and where they aren't as usual ``"sensitivity": 0..1`` and ``"region": {"box", "ijk_to_unit"}`` of `region.Region`
 - ``{"id", "cmd": "check", "preset", "device", "weights_folder"}``: do packages, weights and device work?
+- ``{"id", "cmd": "fetch", ...}`` with the fields of "check": download the model files that the preset lacks
 - ``{"id", "cmd": "edit-start" | "edit" | "edit-end", ...}``: correcting by hand, see `edit_protocol`
 - ``{"id", "cmd": "forget"}``: free models and volumes
 - ``{"id", "cmd": "cancel"}``: of the request with that id; ``{"cmd": "exit"}``
@@ -14,7 +15,7 @@ From the engine, with the request's id: any number of
 
 - "progress": ``fraction`` of the predicted time, ``seconds_left`` or null, ``code``, ``values``
 - "segment": see `delivery.segment_fields`
-- "result": ``line``, ``device``; the answer of "check"
+- "result": ``line``, ``device``; the answer of "check" and "fetch"
 - "editing", "edited": see `edit_protocol`
 
 and then one of "finished", "cancelled" and "error" (``code`` of `ERROR_CODES`, ``message``: a sentence for the user).
@@ -150,7 +151,7 @@ def check_request(message: Mapping[str, Any]) -> None:
     command = message.get("cmd")
     if command == "segment":
         read_segment(message)
-    elif command == "check":
+    elif command in ("check", "fetch"):
         read_check(message)
     elif command == "forget":
         request_id(message)

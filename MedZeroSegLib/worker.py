@@ -7,6 +7,7 @@ import argparse
 import faulthandler
 import os
 import sys
+import time
 import traceback
 from collections.abc import Mapping
 from contextlib import suppress
@@ -102,6 +103,29 @@ def check_engine(message: Mapping[str, Any], report: Report) -> dict[str, Any]:
     line = " ".join((f"Ready, {device_line(engine.device)}: {ten} for ten slices.", *engine.warnings))
     report.event("result", line=line, device=engine.device)
     return {"seconds": {"slice": round(seconds, 3)}}
+
+
+def fetch_weights(message: Mapping[str, Any], report: Report) -> dict[str, Any]:
+    """Answer "fetch": the model files that a preset lacks, from the network; goes on where an earlier one stopped."""
+    from MedZeroSegLib.weights import weights_store
+
+    request = read_check(message)
+    report.progress("downloading")
+    first: list[tuple[float, int]] = []
+
+    def tell(done: int, total: int | None) -> None:
+        now = time.monotonic()
+        first[:] = first or [(now, done)]
+        gained, whole = done - first[0][1], total or 0
+        left = (now - first[0][0]) * (whole - done) / gained if gained > 0 else None
+        values = {"done": round(done / 1e6), "total": round(whole / 1e6)}
+        report.progress("downloading", min(1.0, done / whole) if whole else 0.0, left, **values)
+
+    store, preset = weights_store(), request.preset.partition("/")[0]
+    store.fetch(preset, progress=tell)
+    size = sum(row.size or 0 for row in store.rows(preset))
+    report.event("result", line=f"The model files are here ({size / 1e6:,.0f} MB).", device="")
+    return {}
 
 
 def forget(_message: Mapping[str, Any], _report: Report) -> dict[str, Any]:
@@ -213,6 +237,7 @@ def main() -> NoReturn:
         "edit": edit,
         "edit-end": end_edit,
         "check": check_engine,
+        "fetch": fetch_weights,
         "forget": forget,
     }
     serve(handlers, arguments.idle_seconds)

@@ -51,6 +51,6 @@ class Models(Enum):
         """Text in the menu."""
         return {
             "lite": _("Lite (Apache-2.0)"),
-            "lite-research": _("Lite, research data too (non-commercial)"),
-            "base": _("BiomedCLIP and SAM, never shown masks (weights from a folder)"),
+            "lite-research": _("Lite, more data (non-commercial)"),
+            "base": _("BiomedCLIP and SAM (1.2 GB more)"),
         }[self.value]

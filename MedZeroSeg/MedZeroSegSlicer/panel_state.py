@@ -9,7 +9,7 @@ from MedZeroSegLib.region import Region
 
 from .install import Setup, banner_sentence
 from .names_review import Review
-from .run_state import Phase, RunState
+from .run_state import CANCELLABLE, Phase, RunState
 from .sentences import measurements_html, run_sentence
 from .translation import _
 from .volumes import VolumeState
@@ -68,7 +68,8 @@ class Facts:
     @property
     def has_news(self) -> bool:
         """Whether the answer of a set-up or self-check is there, which is told before the reason why Segment is off."""
-        return bool(self.run.ready_line) or self.run.failure in ("setup", "installation")
+        news = bool(self.run.ready_line) or self.run.failure in ("setup", "installation")
+        return news or (self.run.code == "downloading" and self.run.phase is not Phase.IDLE)
 
 
 @dataclass(frozen=True)
@@ -93,6 +94,7 @@ def panel_state(facts: Facts) -> dict[str, Control]:
         "setupBanner": Control(visible=bool(banner)),
         "setupLabel": _shown(banner),
         "setupButton": _setup_button(facts),
+        "fetchButton": Control(visible=facts.setup.fetchable, enabled=not running),
         "folderButton": Control(visible=bool(facts.setup.weights or facts.setup.fault), enabled=not running),
         "volumeLabel": _shown(volume_line(facts.volume)),
         "modalityLabel": _shown(modality_line(facts.volume)),
@@ -108,7 +110,7 @@ def panel_state(facts: Facts) -> dict[str, Control]:
             enabled=not reason,
             toolTip=reason or _("Segment the structures above (Ctrl+Enter)."),
         ),
-        "cancelButton": Control(visible=running, enabled=run.phase in (Phase.RUNNING, Phase.CHECKING)),
+        "cancelButton": Control(visible=running, enabled=run.phase in CANCELLABLE),
         "progressBar": Control(visible=running, value=round(1000 * run.fraction)),
         "statusLabel": _shown(run_sentence(run) if running or not reason or facts.has_news else reason),
         "resultsSection": Control(visible=facts.has_segments or bool(run.outcomes)),

@@ -14,6 +14,7 @@ class Phase(Enum):
 
     IDLE = "idle"
     CHECKING = "checking"
+    FETCHING = "fetching"
     RUNNING = "running"
     CANCELLING = "cancelling"
     DONE = "done"
@@ -21,7 +22,8 @@ class Phase(Enum):
     FAILED = "failed"
 
 
-UNDER_WAY = (Phase.CHECKING, Phase.RUNNING, Phase.CANCELLING)
+CANCELLABLE = (Phase.CHECKING, Phase.FETCHING, Phase.RUNNING)
+UNDER_WAY = (*CANCELLABLE, Phase.CANCELLING)
 
 
 @dataclass(frozen=True)
@@ -56,7 +58,7 @@ class RunState:
     code, values : what the engine is at, for the sentence.
     left_out : names that weren't sent because nobody knows them.
     failure, message : the engine's error code ("input", "installation", "memory", ...) and its sentence.
-    ready_line : the self-check's answer.
+    ready_line : the answer of a self-check or a download.
     frame, frames : the frame, from 0, that the run is at, of so many; 0 of 1 for what is no sequence.
     """
 

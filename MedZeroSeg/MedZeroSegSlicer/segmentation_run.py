@@ -21,7 +21,7 @@ from MedZeroSegLib.errors import MedZeroSegError
 from .engine_process import EngineProcess
 from .frames import FrameResults, frame_of
 from .region_of_interest import region_of
-from .run_state import Phase, RunState, advanced, failed
+from .run_state import CANCELLABLE, Phase, RunState, advanced, failed
 from .scratch_folder import ScratchFolder
 from .segment_io import SceneUndo, add_result, create_segmentation, prepare_segmentation
 from .translation import _
@@ -85,7 +85,7 @@ class SegmentationRun:
         self._modality: str | None = None
         self._region: Any = None  # a ROI node
         self._stamp: tuple[str, int] | None = None
-        self._request: dict[str, Any] = {}  # what the messages of all frames have in common
+        self._request: dict[str, Any] = {}  # what the messages of all frames have in common; empty for other requests
         self._message: dict[str, Any] | None = None  # waits for the voxels to be written
         self._writer: _Writer | None = None
         self._masks: Path | None = None
@@ -148,9 +148,14 @@ class SegmentationRun:
         self._begin(Phase.CHECKING)
         self._id = self._engine.submit({"cmd": "check", **settings.message()})
 
+    def fetch(self, settings: Settings) -> None:
+        """Begin to download the model files that are missing, in the engine's process."""
+        self._begin(Phase.FETCHING, code="downloading")
+        self._id = self._engine.submit({"cmd": "fetch", **settings.message()})
+
     def cancel(self) -> None:
         """Stop; what is in the scene stays."""
-        if self.state.phase not in (Phase.RUNNING, Phase.CHECKING):
+        if self.state.phase not in CANCELLABLE:
             return
         self.state = replace(self.state, phase=Phase.CANCELLING)
         if self._id is not None:
@@ -169,7 +174,7 @@ class SegmentationRun:
         """Deliver what has happened; True while there is something to wait for. To be called from a timer."""
         if self._writer is not None and not self._writer.is_alive():
             self._submit()
-        if self.state.under_way and self.state.phase is not Phase.CHECKING and not self._volume_is_there():
+        if self.state.under_way and self._request and not self._volume_is_there():
             self.abandon()
         waits = self._engine.poll()
         return waits or self.state.under_way or self._writer is not None
@@ -211,6 +216,7 @@ class SegmentationRun:
             raise RuntimeError("a run is under way")
         self.state = RunState(phase=phase, **values)
         self._id = self._message = None
+        self._request = {}
         self._started = time.monotonic()
 
     def _submit(self) -> None:

@@ -17,10 +17,12 @@ def run_sentence(state: RunState) -> str:
     """The status line of a run that is under way or over; empty before the first."""
     if state.phase is Phase.CHECKING:
         return _("Checking the models and the device...")
-    if state.phase is Phase.RUNNING:
+    if state.phase in (Phase.RUNNING, Phase.FETCHING):
         return progress_sentence(state)
     if state.phase is Phase.CANCELLING:
         return _("Stopping...")
+    if state.phase is Phase.CANCELLED and state.code == "downloading":
+        return _("Cancelled. What was downloaded is kept for the next time.")
     if state.phase is Phase.CANCELLED and state.frames > 1:
         text = _("Cancelled after {count} of {frames} frames. Segments that were ready have been kept.")
         return text.format(count=state.frame, frames=state.frames)
@@ -52,11 +54,15 @@ def _progress_texts(code: str, known: Collection[str]) -> tuple[str, str]:
     """The sentence for a code, without and with the time left."""
     if {"name", "slice", "slices"} <= set(known):
         return _("{name}: slice {slice} of {slices}"), _("{name}: slice {slice} of {slices}, {time} left")
+    if {"done", "total"} <= set(known):
+        text = _("Downloading model files: {done} of {total} MB")
+        return text, _("Downloading model files: {done} of {total} MB, {time} left")
     if {"slice", "slices"} <= set(known):
         return _("Reading slice {slice} of {slices}"), _("Reading slice {slice} of {slices}, {time} left")
     if "name" in known:
         return _("Segmenting {name}..."), _("Segmenting {name}, {time} left")
     texts = {
+        "downloading": (_("Downloading model files..."), _("Downloading model files, {time} left")),
         "starting": (_("Starting..."), _("Starting, {time} left")),
         "loading": (_("Loading the models..."), _("Loading the models, {time} left")),
         "preparing": (_("Preparing the image..."), _("Preparing the image, {time} left")),

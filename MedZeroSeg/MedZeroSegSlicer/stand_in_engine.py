@@ -92,10 +92,19 @@ def check(_message: Mapping[str, Any], report: Report) -> dict[str, Any]:
     return {}
 
 
+def fetch(_message: Mapping[str, Any], report: Report, step: Step = lambda code, name: None) -> dict[str, Any]:
+    """Answer "fetch" without fetching anything."""
+    for done in range(0, 1001, 250):
+        report.progress("downloading", done / 1000, (1000 - done) / 25, done=done, total=1000)
+        step("downloading", "")
+    report.event("result", line="The model files are here (1,000 MB).", device="")
+    return {}
+
+
 def forget(_message: Mapping[str, Any], _report: Report) -> dict[str, Any]:
     """Answer "forget"."""
     return {}
 
 
 if __name__ == "__main__":
-    serve({"segment": segment, "check": check, "forget": forget})
+    serve({"segment": segment, "check": check, "fetch": fetch, "forget": forget})

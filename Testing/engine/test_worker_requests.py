@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 from analytic import CANVAS, analytic_engine, ellipsoid
+from weight_samples import BODY, entry, port_without_server, serving, store_of
 
 from MedZeroSegLib import delivery, pipeline, read_volume, worker
 from MedZeroSegLib.errors import InputError, InstallationError
@@ -20,6 +21,7 @@ from MedZeroSegLib.protocol import decode_event
 from MedZeroSegLib.request_loop import Cancelled, Channel, Report
 
 SHAPE, SPACING = (44, 36, 8), (2.0, 2.2, 6.0)  # i, j, k
+FETCH = {"id": 7, "cmd": "fetch", "preset": "tiny", "device": "cpu"}
 LIVER, KIDNEY = ellipsoid(SHAPE, (13, 9, 4.5), (8, 5.5, 2.2)), ellipsoid(SHAPE, (33, 22, 3), (5.5, 6, 2.4))
 
 
@@ -250,3 +252,50 @@ def test_packages_that_do_not_load_are_a_matter_of_installation(message, monkeyp
     monkeypatch.setattr(builtins, "__import__", without_torch)
     with pytest.raises(InstallationError, match=r"\(libtorch_cpu.so: cannot open shared object file\); set up"):
         Answers().to(worker.segment_volume, message)
+
+
+# Model files from the network
+
+
+def test_missing_model_files_are_fetched_and_told_of(tmp_path, monkeypatch):
+    with serving({"tiny.bin": BODY}) as server:
+        store = store_of(tmp_path, {"tiny": entry({"tiny.bin": BODY}, {"tiny.bin": [f"{server.address}/tiny.bin"]})})
+        monkeypatch.setattr("MedZeroSegLib.weights.weights_store", lambda *_: store)
+        answers = Answers()
+        answers.to(worker.fetch_weights, FETCH)
+    assert store.locate("tiny").read_bytes() == BODY
+    assert [event["code"] for event in answers.events if event["event"] == "progress"][0] == "downloading"
+    assert answers.events[-1]["line"] == "The model files are here (0 MB)."
+
+
+def test_cancelled_fetch_keeps_what_came_and_goes_on_there(tmp_path, monkeypatch):
+    with serving({"tiny.bin": BODY}) as server:
+        store = store_of(tmp_path, {"tiny": entry({"tiny.bin": BODY}, {"tiny.bin": [f"{server.address}/tiny.bin"]})})
+        monkeypatch.setattr("MedZeroSegLib.weights.weights_store", lambda *_: store)
+        answers = Answers()
+        fetch = type(store).fetch
+
+        def cancel_half_way(self, *names, progress):
+            def tell(done, total):
+                if done > len(BODY) // 3:
+                    answers.channel.cancel(7)
+                progress(done, total)
+
+            fetch(self, *names, progress=tell)
+
+        monkeypatch.setattr(type(store), "fetch", cancel_half_way)
+        with pytest.raises(Cancelled):
+            answers.to(worker.fetch_weights, FETCH)
+        (part,) = store.root.rglob("*.part")
+        assert 0 < part.stat().st_size < len(BODY)
+        monkeypatch.setattr(type(store), "fetch", fetch)
+        Answers().to(worker.fetch_weights, FETCH)
+    assert store.locate("tiny").read_bytes() == BODY and server.ranges[-1] is not None
+
+
+def test_fetch_without_a_network_is_a_sentence_with_another_way(tmp_path, monkeypatch):
+    address = f"http://127.0.0.1:{port_without_server()}/tiny.bin"
+    store = store_of(tmp_path, {"tiny": entry({"tiny.bin": BODY}, {"tiny.bin": [address]})})
+    monkeypatch.setattr("MedZeroSegLib.weights.weights_store", lambda *_: store)
+    with pytest.raises(InstallationError, match="by other means"):
+        Answers().to(worker.fetch_weights, FETCH)

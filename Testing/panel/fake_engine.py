@@ -37,7 +37,7 @@ def ask(message: Mapping[str, Any], report: Report) -> dict[str, Any]:
     with PLAN.with_suffix(".asked").open("a", encoding="utf-8") as file:
         file.write(json.dumps(message) + "\n")
     plan = json.loads(PLAN.read_text(encoding="utf-8")) if PLAN.exists() else {}
-    if message["cmd"] != "segment":
+    if message["cmd"] in ("check", "forget"):
         return {"check": stand_in_engine.check, "forget": stand_in_engine.forget}[message["cmd"]](message, report)
 
     def step(code: str, name: str) -> None:
@@ -46,6 +46,8 @@ def ask(message: Mapping[str, Any], report: Report) -> dict[str, Any]:
         slices = 1 if code == "encoding" else stand_in_engine.SLICES_A_STEP
         wait(report, plan.get("seconds_loading", 0) if code == "loading" else slices * plan.get("seconds_per_slice", 0))
 
+    if message["cmd"] == "fetch":
+        return stand_in_engine.fetch(message, report, step)
     misplaced = plan["at"] if plan.get("fault") == "mask" else None
     return stand_in_engine.segment(message, Misplacing(report, misplaced), step)
 
@@ -91,4 +93,4 @@ class Misplacing:
 
 if __name__ == "__main__":
     PLAN.with_suffix(".pid").write_text(str(os.getpid()), encoding="utf-8")
-    serve({"segment": ask, "check": ask, "forget": ask})
+    serve({"segment": ask, "check": ask, "fetch": ask, "forget": ask})

@@ -24,6 +24,7 @@ from MedZeroSegSlicer.install import (
     consent_text,
     constraints,
     examine,
+    fetch_text,
     install,
     installed_version,
     names_of,
@@ -33,7 +34,7 @@ from MedZeroSegSlicer.install import (
 )
 
 from MedZeroSegLib.errors import InstallationError
-from MedZeroSegLib.weights import carrier_folder
+from MedZeroSegLib.weights import carrier_folder, weights_store
 
 
 @pytest.fixture
@@ -96,11 +97,23 @@ def test_weights_nowhere_are_missing(bare_store):
     assert setup.installable and not setup.ready
 
 
-def test_weights_that_no_package_carries_have_to_be_brought(bare_store):
+def test_weights_that_no_package_carries_come_from_the_network_or_a_folder(bare_store):
     setup = examine(preset="base")
     assert {weights.name for weights in setup.weights} >= {"biomedclip"}
-    assert not setup.ready and not setup.installable
-    assert "choose their folder" in banner_sentence(setup)
+    assert not setup.ready and not setup.installable and setup.fetchable
+    assert "to download, once, or to take from a folder" in banner_sentence(setup)
+
+
+def test_download_names_size_licence_place_and_sender_of_every_model(bare_store):
+    text = fetch_text(examine(preset="base"))
+    for words in ("784 MB", "MIT", "huggingface.co", "375 MB", "Apache-2.0", "dl.fbaipublicfiles.com", "1159 MB"):
+        assert words in text
+    assert str(weights_store().root) in text and "No image leaves this computer" in text
+
+
+def test_nothing_is_downloaded_before_the_packages_are_there():
+    assert not Setup(packages=("timm>=1.0",), weights=weights_of("base")).fetchable
+    assert not Setup(weights=weights_of("lite")).fetchable, "pip brings these"
 
 
 def test_research_models_need_the_same_weights():
@@ -377,9 +390,8 @@ def imported_by_the_worker() -> set[str]:
 
 
 def test_requirements_name_what_the_engine_imports_and_slicer_does_not_ship():
-    # Imported by writers, evaluation and downloads, which the module does not use; tokenizers comes with transformers.
+    # Imported by writers and evaluation, which the module does not use; tokenizers comes with transformers.
     unused = {
-        "httpx",
         "tokenizers",
         "skimage",
         "matplotlib",

@@ -452,6 +452,61 @@ def test_fault_of_the_installation_is_told_and_can_be_repaired(volume, panel, ba
     assert not panel.ui.setupBanner.visible
 
 
+# Model files from the network
+
+
+@pytest.fixture
+def without_base(panel, bare):
+    """A panel that has all but the model files of `base`."""
+    bare["setup"] = Setup(weights=weights_of("base"))
+    panel.logic.examine()
+    panel.widget.refresh()
+    return bare
+
+
+def test_missing_model_files_are_downloaded_after_the_user_has_agreed(volume, panel, without_base, monkeypatch):
+    asked = []
+    monkeypatch.setattr(slicer.util, "confirmOkCancelDisplay", lambda text, *_a, **_k: asked.append(text) or True)
+    assert panel.ui.fetchButton.visible and panel.ui.folderButton.visible and not panel.ui.setupButton.visible
+    assert "1159 MB to download, once, or to take from a folder" in panel.ui.setupLabel.text
+    panel.picture("download")
+    panel.plan(seconds_per_slice=0.03)
+    panel.click("fetchButton")
+    assert "SAM ViT-B, 375 MB, licence Apache-2.0, from dl.fbaipublicfiles.com" in asked[0]
+    assert "MIT" in asked[0] and "No image leaves this computer" in asked[0] and "1159 MB" in asked[0]
+    panel.spin(lambda: "MB" in panel.status)
+    assert panel.status.startswith("Downloading model files: ") and panel.ui.cancelButton.enabled
+    panel.picture("downloading")
+    without_base["setup"] = Setup()
+    panel.finish()
+    assert panel.asked()[-1]["cmd"] == "fetch" and panel.asked()[-1]["preset"] == "lite"
+    assert panel.status == "The model files are here (1,000 MB)." and not panel.ui.setupBanner.visible
+
+
+def test_declined_download_fetches_nothing(volume, panel, without_base, monkeypatch):
+    monkeypatch.setattr(slicer.util, "confirmOkCancelDisplay", lambda *_a, **_k: False)
+    panel.click("fetchButton")
+    assert panel.asked() == [] and panel.phase == "idle"
+
+
+def test_cancelled_download_can_go_on_later(volume, panel, without_base, monkeypatch):
+    monkeypatch.setattr(slicer.util, "confirmOkCancelDisplay", lambda *_a, **_k: True)
+    panel.plan(seconds_per_slice=0.5)
+    panel.click("fetchButton")
+    panel.spin(lambda: panel.logic.run.state.fraction > 0)
+    panel.click("cancelButton")
+    panel.finish()
+    assert panel.status == "Cancelled. What was downloaded is kept for the next time."
+    assert panel.ui.fetchButton.visible and panel.ui.fetchButton.enabled
+
+
+def test_packages_come_before_model_files_from_the_network(volume, panel, bare):
+    bare["setup"] = Setup(packages=("timm>=1.0",), weights=weights_of("base"))
+    panel.logic.examine()
+    panel.widget.refresh()
+    assert panel.ui.setupButton.visible and not panel.ui.fetchButton.visible
+
+
 # Advanced
 
 
