@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from MedZeroSegLib import __version__
 from MedZeroSegLib.device import choose_device
-from MedZeroSegLib.errors import InputError
+from MedZeroSegLib.errors import InputError, MemoryShortage
 from MedZeroSegLib.text_image.clip_model import ClipModel
 from MedZeroSegLib.trained_weights import FINE_TUNED_CLIP
 from MedZeroSegLib.training.cehnc import DifficultyController, cehnc_of_cosines, context_weights, contrast_named
@@ -43,7 +43,7 @@ from MedZeroSegLib.weights import weights_store
 from MedZeroSegLib.writers import replacing
 
 WARM_UP_SHARE = 0.1  # of the steps, at most
-PRECISIONS = ("fp32", "bf16")
+PRECISIONS = ("auto", "bf16", "fp32")
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class ClipTraining:
     steps: int = 1000
     batch: int = 256  # over all processes
     lora: int = 0  # rank of the adapters; 0 trains the weights themselves
-    precision: str = "bf16"
+    precision: str = "auto"  # bf16 on graphics cards of NVIDIA, else fp32
     temperature: float | None = None  # τ = 1/γ; the loss's own without it
     learning_rate: float = 1e-6  # of the towers
     warm_up: int = 500
@@ -109,12 +109,18 @@ def train_clip(
         store = weights_store(weights_folder)
         clip = open_clip_model(model, store, place)
         shown = pairs.of("train")
-        settings = _with_steps(settings, len(shown), epochs, processes.count)
+        settings = _settled(settings, len(shown), epochs, processes.count, place)
         for sentence in (*passed_over, *pairs.remarks, *cut_captions(clip, pairs.all)):
             say(sentence)
         trainer = ClipTrainer(clip, shown, pairs.digest, output, settings, course, processes)
         measured = Measured.of(clip, pairs, output, course.threads, processes)
-        run_training(trainer, output, course.every, processes.leading)
+        try:
+            run_training(trainer, output, course.every, processes.leading)
+        except torch.OutOfMemoryError as problem:
+            raise MemoryShortage(
+                f"The memory of {place} ran out; give a --chunk below {course.chunk}, or --lora 16. The run goes on "
+                "where it stopped."
+            ) from problem
         if processes.leading:
             trainer.take_mean()
             report = measured.report()
@@ -284,7 +290,8 @@ class ClipTrainer:
         return torch.from_numpy(np.load(file, allow_pickle=False))
 
 
-def _with_steps(settings: ClipTraining, pairs: int, epochs: float | None, processes: int) -> ClipTraining:
+def _settled(settings: ClipTraining, pairs: int, epochs: float | None, processes: int, device: str) -> ClipTraining:
+    """The settings with what follows from the pairs and the machine; raises InputError for what can't be done."""
     if settings.batch < 2 or settings.batch % processes:
         raise InputError(
             f"A batch of {settings.batch} can't be shared by {processes} process{'es' if processes > 1 else ''}; give "
@@ -295,7 +302,11 @@ def _with_steps(settings: ClipTraining, pairs: int, epochs: float | None, proces
     if settings.precision not in PRECISIONS:
         raise InputError(f"The precision '{settings.precision}' is unknown; use one of {', '.join(PRECISIONS)}.")
     steps = settings.steps if epochs is None else max(1, round(epochs * (pairs // settings.batch)))
-    return replace(settings, steps=steps, warm_up=min(settings.warm_up, int(WARM_UP_SHARE * steps)))
+    precision = settings.precision
+    if precision == "auto":
+        precision = "bf16" if device.startswith("cuda") else "fp32"
+    warm_up = min(settings.warm_up, int(WARM_UP_SHARE * steps))
+    return replace(settings, steps=steps, warm_up=warm_up, precision=precision)
 
 
 def _digest_of(model: nn.Module) -> str:

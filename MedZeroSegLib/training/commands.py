@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated, Optional
 
@@ -40,7 +41,7 @@ def train_clip(
     batch: Annotated[int, typer.Option(help="Pairs of one step, over all processes.")] = 256,
     chunk: Annotated[int, typer.Option(help="Pairs encoded at a time; lower it where memory runs out.")] = 32,
     lora: Annotated[int, typer.Option(help="Rank of low-rank adapters; 0 trains the weights themselves.")] = 0,
-    precision: Annotated[str, typer.Option(help="bf16 or fp32.")] = "bf16",
+    precision: Annotated[str, typer.Option(help="bf16, fp32 or auto: bf16 on NVIDIA's cards.")] = "auto",
     learning_rate: Annotated[
         float, typer.Option(help="Of the towers; projections and adapters have multiples.")
     ] = 1e-6,
@@ -71,7 +72,8 @@ def train_clip(
     file = clip.train_clip(
         read, output, model, settings, None if steps else epochs, course, device, weights_folder, _tell
     )
-    typer.echo(str(file))
+    if os.environ.get("RANK", "0") == "0":  # of the processes that torchrun starts
+        typer.echo(str(file))
 
 
 def train_dpfem(
