@@ -172,7 +172,7 @@ def _tell_dry_run(cases: Any, folder: Path, settings: Any, engine: Any, crew: Cr
     entries, outputs = (journal.entries(), journal.outputs()) if journal else ({}, {})
     plan = make_plan(cases, entries, outputs, folder, settings, engine, retry_failed)
     expected = estimate(
-        [turn.case for turn in plan.turns], settings.preset, settings.device, _measured_seconds(journal)
+        [turn.case for turn in plan.turns], settings.preset, settings.device, crew, _measured_seconds(journal)
     )
     for line in (*_plan_lines(plan, crew), *_estimate_lines(expected, crew)):
         typer.echo(line)
@@ -203,11 +203,8 @@ def _estimate_lines(expected: Estimate, crew: Crew) -> list[str]:
         needed = expected.bytes_a_worker * crew.workers
         fits = "which is free" if needed < free_bytes() else f"and only {free_bytes() / 1e9:.1f} GB are free"
         lines[0] = f"{lines[0][:-1]}, {needed / 1e9:.1f} GB together, {fits}."
-    basis = (
-        "from cases measured on this machine" if expected.measured else "roughly, since nothing was measured here yet"
-    )
-    time_left = duration(expected.seconds / max(1, crew.workers))
-    lines.append(f"Time: about {time_left} ({basis}).")
+    basis = "from speeds measured on this machine" if expected.measured else "roughly: nothing was measured here yet"
+    lines.append(f"Time: about {duration(expected.seconds)} ({basis}).")
     if expected.unreadable:
         lines.append(f"Left out of both: {expected.unreadable} images whose header can't be read.")
     return lines

@@ -9,6 +9,7 @@ import numpy as np
 import SimpleITK as sitk
 
 from MedZeroSegLib.cohort.case import Case
+from MedZeroSegLib.cohort.workers import Crew
 from MedZeroSegLib.dicom_io import is_dicom
 from MedZeroSegLib.dicom_pixels import open_dataset, quiet_pydicom
 from MedZeroSegLib.errors import InputError
@@ -31,7 +32,7 @@ class Estimate:
     bytes_a_worker
         Needed at most, with models.
     seconds
-        Of one worker for all cases together.
+        From beginning to end.
     measured
         Whether the speed was measured on this machine.
     unreadable
@@ -44,8 +45,14 @@ class Estimate:
     unreadable: int
 
 
-def estimate(cases: Sequence[Case], preset: str, device: str, seconds_a_case: float | None = None) -> Estimate:
-    """Estimate from the headers; ``seconds_a_case`` is the mean of the cases that are done, where there are any."""
+def estimate(
+    cases: Sequence[Case], preset: str, device: str, crew: Crew, seconds_a_case: float | None = None
+) -> Estimate:
+    """Estimate from the headers; ``seconds_a_case`` is what a worker took for the cases that are done, if there are any.
+
+    Speeds that were measured otherwise are those of one process that has the machine for itself. Further processes on
+    the same processor are taken to gain nothing; on cards and other machines each counts.
+    """
     from MedZeroSegLib.embeddings import expected_slices
 
     remembered = remembered_rates(rates_file(), f"{preset} on {device}")
@@ -62,9 +69,11 @@ def estimate(cases: Sequence[Case], preset: str, device: str, seconds_a_case: fl
         slices = expected_slices(header)
         units = {"planned": size / 1e6, "encoding": slices, "segmenting": slices * names}
         seconds += sum(rates[stage] * count for stage, count in units.items())
+    side_by_side = max(1, crew.workers if crew.scheduler else crew.gpus)
     if seconds_a_case is not None:
+        side_by_side = max(1, crew.workers)
         seconds = seconds_a_case * (len(cases) - unreadable)
-    return Estimate(needed, seconds, bool(remembered) or seconds_a_case is not None, unreadable)
+    return Estimate(needed, seconds / side_by_side, bool(remembered) or seconds_a_case is not None, unreadable)
 
 
 def _header(case: Case) -> Volume | None:
