@@ -48,7 +48,7 @@ class Estimate:
 def estimate(
     cases: Sequence[Case], preset: str, device: str, crew: Crew, seconds_a_case: float | None = None
 ) -> Estimate:
-    """Estimate from the headers; ``seconds_a_case`` is what a worker took for the cases that are done, if there are any.
+    """Estimate from the headers; ``seconds_a_case`` is what a worker took for those that are done, if any.
 
     Speeds that were measured otherwise are those of one process that has the machine for itself. Further processes on
     the same processor are taken to gain nothing; on cards and other machines each counts.
