@@ -281,7 +281,7 @@ class EditingSession:
         """The slice's mask bool [h, w] as the models draw it with all hints."""
         canvas, seen = self.embeddings.canvas, self.embeddings.at(n)
         before = on_canvas(canvas, self.drawing.mask[n])
-        share = self.text.share(seen.pixels)
+        share = None if before.any() else self.text.share(seen.pixels)
         anchors = self._spreading().anchors_near(n)
         logits = correct_slice(
             seen, before, self.drawing.hints[n], self.corrector, self.decoder, self.blend, share, anchors

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from scipy import ndimage
-from scipy.special import logit
 
 from MedZeroSegLib.canvas import Canvas
 from MedZeroSegLib.drawing import Hints
@@ -33,14 +32,11 @@ class Blend:
     ----------
     decoder
         Weight of the decoder's logits against the corrector's, 0..1.
-    text
-        Weight of the text's logits, added to both.
     local
         Whether only what adjoins a person's newest hint may change.
     """
 
     decoder: float = 0.4
-    text: float = 0.0
     local: bool = True
 
 
@@ -99,7 +95,7 @@ def correct_slice(
     mask
         bool [256, 256], the mask so far.
     share
-        The text's share of each cell [s, s], or None.
+        The text's share of each cell [s, s], from which an empty mask starts; or None.
     anchors
         Mean embeddings [2, 256] of structure and surroundings in slices that are right, or None.
     """
@@ -108,8 +104,6 @@ def correct_slice(
         start = _part_at(share, hints.include)
     logits = corrector.logits(Correction(seen.picture, start, hints.include, hints.exclude, anchors), seen.coarse)
     logits = with_decoder(seen, logits, decoder, blend.decoder)
-    if blend.text and share is not None:
-        logits = logits + blend.text * _enlarged(logit(np.clip(share, 0.02, 0.98)))
     return np.where(hints.include, SURE, np.where(hints.exclude, -SURE, logits)).astype(np.float32)
 
 

@@ -6,12 +6,10 @@ What the line has encoded is used as it is; a slice that it left out, or one alo
 from __future__ import annotations
 
 from collections import OrderedDict
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from MedZeroSegLib.canvas import fit_canvas
 from MedZeroSegLib.embeddings import EncodedVolume, key_slices
@@ -26,7 +24,7 @@ KEPT_SLICES = 256  # made here; each takes about 4 MB
 
 @dataclass(frozen=True)
 class SliceEmbedding:
-    """One slice: float32 coarse [256, 64, 64] and pixels [c, s, s], and the uint8 picture [256, 256] on the canvas."""
+    """One slice: float32 coarse [256, 64, 64], float16 pixels [c, s, s], uint8 picture [256, 256] on the canvas."""
 
     coarse: np.ndarray
     pixels: np.ndarray
@@ -83,19 +81,15 @@ class SliceEmbeddings:
         """The embedding of a slice."""
         if index in self._rows and self._kept is not None:
             row = self._rows[index]
-            coarse, pixels = (array[row].astype(np.float32) for array in (self._kept.coarse, self._kept.pixels))
-            return SliceEmbedding(coarse, pixels, self._kept.pictures[row])
+            coarse = self._kept.coarse[row].astype(np.float32)
+            return SliceEmbedding(coarse, self._kept.pixels[row], self._kept.pictures[row])
         if index not in self._made:
             self._made[index] = self._encode(index)
             while len(self._made) > KEPT_SLICES:
                 self._made.popitem(last=False)
         self._made.move_to_end(index)
         made = self._made[index]
-        return SliceEmbedding(made.coarse.astype(np.float32), made.pixels.astype(np.float32), made.picture)
-
-    def coarse_of(self, indices: list[int]) -> Tensor:
-        """Embeddings float32 [m, 256, 64, 64] of some slices."""
-        return torch.from_numpy(np.stack([self.at(index).coarse for index in indices]))
+        return replace(made, coarse=made.coarse.astype(np.float32))
 
     def _encode(self, index: int) -> SliceEmbedding:
         chosen = np.ascontiguousarray(self._shown[index : index + 1])

@@ -46,6 +46,6 @@ class TextPrior:
             self._rows = texts.rows_of(self.concept)
             self._matrix = texts.matrix
         with torch.inference_mode():
-            logits = self.engine.text_image.score(torch.from_numpy(pixels)[None], self._matrix)
+            logits = self.engine.text_image.score(torch.from_numpy(pixels)[None].float(), self._matrix)
             share, _ = compete(logits, Competition(self._rows[0], tuple(self._rows[1:])))
         return share[0].float().cpu().numpy()
