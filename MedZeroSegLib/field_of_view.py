@@ -83,12 +83,14 @@ def _outside_of_part(part: str, dimension: int) -> dict[str, str]:
 @dataclass(frozen=True)
 class _Section:
     """The largest connected piece of the body across the patient's length: widths in mm, whether it is clear of the
-    edges, the share that looks like lung, and where it lies along the patient (mm, grows upwards)."""
+    edges, whether the slice holds air in HU, the share that looks like lung, and where it lies along the patient (mm,
+    grows upwards)."""
 
     across: float
     front_to_back: float
     area: float
     clear: bool
+    air: bool
     lung: float
     height: float
 
@@ -104,7 +106,7 @@ def _outside_of_outline(voxels: np.ndarray, matrix: np.ndarray, modality: str) -
     if _is_head(sections):
         regions = (*TRUNK, LUNG) if length > HEAD_ONLY_MM else (*TRUNK, LUNG, "chest")
         outside |= dict.fromkeys(regions, HEAD_OR_LIMB)
-    if modality == "CT" and voxels.min() < CT_LUNG[0]:
+    if modality == "CT" and any(section.air for section in sections):
         outside |= _outside_of_lungs(sections)
     return outside
 
@@ -165,6 +167,7 @@ def _section(grey: np.ndarray, body_min: float, pixel: tuple[float, float], heig
         front_to_back=float(depth * pixel[0]),
         area=float(body.sum()),
         clear=min(margins) >= max(1, HEAD_MARGIN * max(grey.shape)),
+        air=bool(grey.min() < CT_LUNG[0]),
         lung=float(lung.sum() / max(1, body.sum())),
         height=height,
     )

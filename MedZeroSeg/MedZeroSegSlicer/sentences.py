@@ -102,8 +102,8 @@ def done_sentence(state: RunState) -> str:
         }.get(count, _("{count} structures in {frames} frames, {time}."))
     sentences = [text.format(count=count, frames=state.frames, time=time_taken(state.seconds))]
     if state.absent:
-        names = ", ".join(outcome.name for outcome in state.absent)
-        sentences.append(_("Not found in this image: {names}.").format(names=names))
+        text = _("Not found in this image: {names}.") if state.frames == 1 else _("Not found in any frame: {names}.")
+        sentences.append(text.format(names=", ".join(outcome.name for outcome in state.absent)))
     if state.left_out:
         sentences.append(_("Not known and left out: {names}.").format(names=", ".join(state.left_out)))
     return " ".join(sentences)
@@ -142,15 +142,15 @@ def _over_frames(state: RunState, outcome: Outcome) -> str | None:
     return text.format(frames=frames, least=least, most=most)
 
 
-def _outcome_html(outcome: Outcome, size: str | None = None) -> str:
+def _outcome_html(outcome: Outcome, over_frames: str | None = None) -> str:
     name = html.escape(outcome.name)
     if not outcome.found:
         text = _("not found, score {score}").format(score=f"{outcome.score:.2f}")
         return f'<tr><td></td><td>{name}</td><td align="right" colspan="2"><i>{text}</i></td></tr>'
     swatch = '<font color="#{:02x}{:02x}{:02x}">■</font>'.format(*outcome.color)
-    size = html.escape(size_text(outcome) if size is None else size)
-    cells = [_("score {score}").format(score=f"{outcome.score:.2f}"), *([size] if size else [])]
-    span = "" if size else ' colspan="2"'
+    score, size = _("score {score}").format(score=f"{outcome.score:.2f}"), size_text(outcome)
+    cells = [html.escape(cell) for cell in ([over_frames] if over_frames else [score, size]) if cell]
+    span = "" if len(cells) == 2 else ' colspan="2"'
     row = f'<tr><td width="14">{swatch}</td><td>{name}</td>'
     row += "".join(f'<td align="right"{span}>{cell}</td>' for cell in cells) + "</tr>"
     notes = (f'<tr><td></td><td colspan="3"><small>{html.escape(text)}</small></td></tr>' for text in outcome.warnings)

@@ -89,7 +89,7 @@ def test_all_frames_become_a_sequence_in_the_same_browser(all_frames, cine):
     assert_frames(panel, browser, "spleen", (0, 1))
     assert panel.logic.absent == ["right kidney"]
     assert panel.status.startswith("2 structures in 4 frames, ")
-    assert panel.status.endswith("Not found in this image: right kidney.")
+    assert panel.status.endswith("Not found in any frame: right kidney.")
     assert "2 of 4 frames" in panel.ui.measurementsLabel.text and "4 of 4 frames" in panel.ui.measurementsLabel.text
     show(panel, browser, 0)
     panel.picture("frames", height=820)
