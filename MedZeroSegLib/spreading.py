@@ -31,7 +31,9 @@ GUESS_MAX = 4.0  # logits, either sign
 REFINED_SHARE, REFINED_TRUSTED = 0.6, 0.2  # of the corrector in a slice, against a guess that isn't or is trusted
 REPAIR_KEYS = 1.5  # distances between slices with an embedding over which a click is carried
 DECODER_SHARE = 0.5  # of the decoder, against both
-TRUST_FROM, TRUST_FULL = 0.5, 0.9  # Dice before and after a correction: how far masks elsewhere are trusted
+LIKENESS = 0.7  # Dice of neighbours, where only one slice has been corrected
+RIGHT_MIN = 0.3  # Dice below which a mask is no evidence at all
+TRUST_SPAN = 0.4  # Dice by which the one has to surpass the other to decide alone
 SEEN_SHARE = 0.5  # of the corrector's own view of a neighbour, against the repair that is carried there
 AREA_MIN = 0.15  # of the neighbour's; below, the structure has ended
 PIXELS_MIN = 6  # of the canvas
@@ -62,16 +64,11 @@ class Anchor:
     confirmed: bool
     pending: bool
 
-    @property
-    def trust(self) -> float:
-        """How far the masks of other slices can be trusted, 0..1, as this one's before it was corrected."""
-        return float(np.clip((self.dice - TRUST_FROM) / (TRUST_FULL - TRUST_FROM), 0, 1))
-
-    @property
-    def dice(self) -> float:
-        """Between the mask before and after."""
-        total = self.mask.sum() + self.before.sum()
-        return 2 * float((self.mask & self.before).sum()) / float(total) if total else 1.0
+    def trust(self, likeness: float) -> float:
+        """How far the masks of other slices can be trusted, 0..1: as far as this one's was right before it was
+        corrected, against how alike corrected slices are, which is what neighbours' outlines are worth."""
+        right = overlap(self.mask, self.before)
+        return float(np.clip(0.5 + (right - likeness) / TRUST_SPAN, 0, 1)) if right > RIGHT_MIN else 0.0
 
     @property
     def local(self) -> bool:
@@ -166,7 +163,7 @@ class Spreading:
             share = (n - first.index) / (second.index - first.index)
             logits = answers[0] if len(answers) == 1 else (1 - share) * answers[0] + share * answers[1]
             if first.confirmed or second.confirmed:
-                logits = self._decoded(n, logits, (first.trust + second.trust) / 2)
+                logits = self._decoded(n, logits, self._trust(first, second))
             self._put(n, logits)
             done.append(n)
         self._fill_gaps([*done, second.index], before, first.local and second.local)
@@ -181,7 +178,7 @@ class Spreading:
             tell()
             mine = self._now(n)
             repaired = (mine | (previous & ~was)) & ~(was & ~previous)
-            if local and abs(n - anchor.index) * self.embeddings.frame.spacing[0] > self._repair_reach():
+            if local and not self._is_near(n, anchor):
                 return
             if local:
                 spots = (repaired != mine) & ndimage.binary_dilation(previous != was, iterations=1)
@@ -192,8 +189,9 @@ class Spreading:
             elif mine.any() and not anchor.confirmed:
                 return  # a person hasn't said anything of this mask
             else:
-                trust = anchor.trust if towards is None else (anchor.trust + towards.trust) / 2
-                guess = (1 - trust) * self._shape(n, previous, anchor, towards) + trust * signed(repaired)
+                trust = self._trust(anchor, towards)
+                kept = repaired if self._is_near(n, anchor) else mine
+                guess = (1 - trust) * self._shape(n, previous, anchor, towards) + trust * signed(kept)
                 logits = self._drawn(n, guess > 0, guess, trust * REFINED_TRUSTED + (1 - trust) * REFINED_SHARE)
                 if towards is None:
                     logits = self._decoded(n, logits, trust)
@@ -202,12 +200,24 @@ class Spreading:
             yield n, logits
             previous, was = logits > 0, mine
 
-    def _repair_reach(self) -> float:
-        """How far a local repair is carried, in mm: into the next key slice of a thin stack, and not at all where
-        slices lie farther apart than key slices should."""
+    def _is_near(self, n: int, anchor: Anchor) -> bool:
+        """Whether a repair can be carried so far: into the next key slice of a thin stack, and not at all where slices
+        lie farther apart than key slices should."""
         _, height, width = self.embeddings.shape
-        _, tall, wide = self.embeddings.frame.spacing
-        return REPAIR_KEYS * min(KEY_DISTANCE_MM, FIELD_SHARE * max(height * tall, width * wide))
+        between, tall, wide = self.embeddings.frame.spacing
+        reach = REPAIR_KEYS * min(KEY_DISTANCE_MM, FIELD_SHARE * max(height * tall, width * wide))
+        return abs(n - anchor.index) * between <= reach
+
+    def _trust(self, anchor: Anchor, towards: Anchor | None) -> float:
+        """How far the masks so far count between two anchors, or beyond one."""
+        if towards is not None:
+            likeness = overlap(anchor.mask, towards.mask)
+            return (anchor.trust(likeness) + towards.trust(likeness)) / 2
+        others = [n for n in self._corrected() if n != anchor.index and n in self.drawing.confirmed]
+        if not others:
+            return anchor.trust(LIKENESS)
+        nearest = min(others, key=lambda n: abs(n - anchor.index))
+        return anchor.trust(overlap(anchor.mask, self._now(nearest)))
 
     def _shape(self, n: int, previous: np.ndarray, anchor: Anchor, towards: Anchor | None) -> np.ndarray:
         """The outline that the neighbours suggest, as logits."""
@@ -316,6 +326,12 @@ class Spreading:
         nothing = np.zeros((IMAGE_SIZE, IMAGE_SIZE), bool)
         drawn = off_canvas(self.canvas, logits.astype(np.float32), nothing, np.zeros_like(mask)) & inside
         self.session.write(n, self.session.allowed(n, kept | drawn))
+
+
+def overlap(first: np.ndarray, second: np.ndarray) -> float:
+    """Dice of two masks; 1 where both are empty."""
+    total = int(first.sum()) + int(second.sum())
+    return 2 * int((first & second).sum()) / total if total else 1.0
 
 
 def signed(mask: np.ndarray) -> np.ndarray:
