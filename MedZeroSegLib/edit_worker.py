@@ -58,7 +58,7 @@ def start_edit(message: Mapping[str, Any], report: Report, volume: Volume) -> di
         slices=session.grid.canonical_shape[0],
         name=session.name,
         trained=session.text.trained,
-        sentences=[*said, *session.sentences],
+        sentences=said,
     )
     return {}
 

@@ -19,7 +19,6 @@ from MedZeroSegLib.drawing import FREE, INSIDE, OUTSIDE, Drawing, Revisions
 from MedZeroSegLib.edit_change import Change, Grid, changed_box
 from MedZeroSegLib.editing_slice import (
     CLICK_RADIUS,
-    Blend,
     correct_slice,
     marked,
     no_hints,
@@ -79,8 +78,6 @@ class EditingSession:
         Counts the actions; see ``return_to``.
     through
         The index axis that runs through the slices; slices are counted along it, from 0, as the volume stores them.
-    sentences
-        For the user, from the start.
 
     Raises
     ------
@@ -111,8 +108,6 @@ class EditingSession:
         self.revisions = Revisions(self.drawing)
         self.corrector = load_corrector(engine.device)
         self.decoder = engine.decoder.on(self.embeddings.canvas)
-        self.blend = Blend()
-        self.sentences: tuple[str, ...] = ()
         self._closed = self._closed_by(others, stay_out)
         self._side = self._sides()
 
@@ -283,10 +278,8 @@ class EditingSession:
         before = on_canvas(canvas, self.drawing.mask[n])
         share = None if before.any() else self.text.share(seen.pixels)
         anchors = self._spreading().anchors_near(n)
-        logits = correct_slice(
-            seen, before, self.drawing.hints[n], self.corrector, self.decoder, self.blend, share, anchors
-        )
-        if self.blend.local and before.any():
+        logits = correct_slice(seen, before, self.drawing.hints[n], self.corrector, self.decoder, share, anchors)
+        if before.any():
             logits = only_at(spots, before, logits)
         return off_canvas(canvas, logits, before, self.drawing.mask[n])
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 import torch
 from scipy import ndimage
@@ -19,25 +17,10 @@ from MedZeroSegLib.slice_embeddings import SliceEmbedding
 
 CLICK_RADIUS = 2  # pixels of the canvas that a click marks
 ADJOINING = np.ones((3, 3), bool)
+DECODER_SHARE = 0.4  # of the decoder's logits, against the corrector's
 AGREEMENT_MIN = 0.7  # Dice between corrector and decoder, for the decoder to count
 NEAR = 3  # pixels: a change belongs to a hint that is this near
 REACH_SHARE, REACH_MIN = 3.0, 5.0  # how far it goes, in depths of the hint and pixels more
-
-
-@dataclass(frozen=True)
-class Blend:
-    """How the answers for one slice are put together.
-
-    Attributes
-    ----------
-    decoder
-        Weight of the decoder's logits against the corrector's, 0..1.
-    local
-        Whether only what adjoins a person's newest hint may change.
-    """
-
-    decoder: float = 0.4
-    local: bool = True
 
 
 def no_hints() -> Hints:
@@ -84,7 +67,6 @@ def correct_slice(
     hints: Hints,
     corrector: Corrector,
     decoder: Prompted,
-    blend: Blend,
     share: np.ndarray | None = None,
     anchors: np.ndarray | None = None,
 ) -> np.ndarray:
@@ -103,7 +85,7 @@ def correct_slice(
     if not mask.any() and share is not None:
         start = _part_at(share, hints.include)
     logits = corrector.logits(Correction(seen.picture, start, hints.include, hints.exclude, anchors), seen.coarse)
-    logits = with_decoder(seen, logits, decoder, blend.decoder)
+    logits = with_decoder(seen, logits, decoder, DECODER_SHARE)
     return np.where(hints.include, SURE, np.where(hints.exclude, -SURE, logits)).astype(np.float32)
 
 

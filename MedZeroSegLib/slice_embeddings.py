@@ -97,6 +97,4 @@ class SliceEmbeddings:
         features = self.engine.text_image.encode_slices(chosen, self.canvas, embedding)
         shown = (self.canvas.place(chosen)[0, 0] * 255).round().byte().numpy()
         self.encoded += 1
-        return SliceEmbedding(
-            embedding.coarse[0].half().cpu().numpy(), features.pixels[0].half().cpu().numpy(), shown
-        )
+        return SliceEmbedding(embedding.coarse[0].half().cpu().numpy(), features.pixels[0].half().cpu().numpy(), shown)

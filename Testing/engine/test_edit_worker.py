@@ -48,8 +48,17 @@ class Corrections:
     def start(self, mask: dict[str, Any] | None = None, **more: Any) -> dict[str, Any]:
         number = self.engine.submit(
             {
-                "cmd": "edit-start", "volume": self.volume, "name": "", "mask": mask, "others": [], "stay_out": False,
-                "through": None, "preset": "lite", "device": "cpu", "weights_folder": None, **more,
+                "cmd": "edit-start",
+                "volume": self.volume,
+                "name": "",
+                "mask": mask,
+                "others": [],
+                "stay_out": False,
+                "through": None,
+                "preset": "lite",
+                "device": "cpu",
+                "weights_folder": None,
+                **more,
             }  # fmt: skip
         )
         self.finish()
@@ -58,8 +67,14 @@ class Corrections:
     def edit(self, session: int, revision: int, *actions: dict[str, Any], spread: bool = False, **more: Any) -> int:
         return self.engine.submit(
             {
-                "cmd": "edit", "session": session, "revision": revision, "volume": self.volume,
-                "actions": list(actions), "spread": spread, "folder": str(self.folder), **more,
+                "cmd": "edit",
+                "session": session,
+                "revision": revision,
+                "volume": self.volume,
+                "actions": list(actions),
+                "spread": spread,
+                "folder": str(self.folder),
+                **more,
             }  # fmt: skip
         )
 
