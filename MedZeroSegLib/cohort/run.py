@@ -9,6 +9,7 @@ import os
 import shutil
 from collections import deque
 from collections.abc import Callable, Sequence
+from concurrent.futures import CancelledError
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,6 +31,8 @@ LOST = (
     "The process that worked on this case died {times} times, probably for want of memory; run it again with fewer "
     "workers or names, or crop the image."
 )
+
+NOBODY_LEFT = "The scheduler or all of its workers have gone; start them anew, and the same command goes on from here."
 
 
 @dataclass(frozen=True)
@@ -202,6 +205,7 @@ class _Dispatch:
     def _take(self, future: Future, turn: Turn, attempt: int, suspects: deque[Turn]) -> None:
         """Note what came back of one case."""
         from distributed import KilledWorker
+        from distributed.scheduler import NoWorkerError
 
         place = work_place(self.folder, turn.case.name, attempt)
         try:
@@ -214,6 +218,8 @@ class _Dispatch:
             else:
                 suspects.append(turn)
             return
+        except (CancelledError, NoWorkerError) as problem:
+            raise InstallationError(NOBODY_LEFT) from problem
         except Exception as problem:  # a worker that can't take the case at all, as where another version is installed
             reason = str(problem).partition("\n")[0] or type(problem).__name__
             self._fail(turn, f"The worker could not take this case ({reason}); see that it has the same installation.")

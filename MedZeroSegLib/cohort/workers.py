@@ -121,6 +121,7 @@ def hired(crew: Crew, shared: Path) -> Iterator[tuple[Client, int]]:
         from distributed import Client
     except ImportError as problem:
         raise InstallationError(MISSING) from problem
+    _silence_dask()
     with ExitStack() as stack:
         stack.enter_context(dask.config.set(_configuration(crew)))
         try:
@@ -141,6 +142,12 @@ def hired(crew: Crew, shared: Path) -> Iterator[tuple[Client, int]]:
             ) from problem
         slots = crew.workers * CASES_AT_ONCE or max(1, sum(client.nthreads().values()))
         yield client, slots
+
+
+def _silence_dask() -> None:
+    """Keep Dask's own log off the terminal; what matters comes as a sentence."""
+    for name in [name for name in logging.root.manager.loggerDict if name.partition(".")[0] == "distributed"]:
+        logging.getLogger(name).setLevel(logging.CRITICAL + 1)
 
 
 def _configuration(crew: Crew) -> dict[str, Any]:
