@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 LOOPBACK = "127.0.0.1"
 MEMORY_SHARE_MAX = 0.95  # of its part of the memory; a worker that takes more is ended before the machine stalls
 START_S = 180  # until a worker must have come up, with all its imports
-ANSWER_S = 20  # until a scheduler that is said to run must have answered
+ANSWER_S = 10  # until a scheduler that is said to run must have answered
 SLURM, SLURM_MEMORY = "slurm", "8GB"  # of a job, where the configuration of dask-jobqueue names none
 TRIM = {"MALLOC_TRIM_THRESHOLD_": "65536"}  # glibc gives memory back after each case
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")

@@ -22,6 +22,9 @@ from phantoms import dicom_series, lps_matrix, write_image
 from pydicom.data import get_testdata_file
 from threshold_engine import FAILS, KILLS_ITS_PROCESS, KILLS_ITS_PROCESS_ONCE
 
+from MedZeroSegLib.cohort.workers import Crew, hired, plan_crew
+from MedZeroSegLib.errors import InputError, InstallationError
+
 ROOT = Path(__file__).parents[2]
 ENGINE = Path(__file__).with_name("threshold_engine.py")
 RADIOGRAPH = "RG1_UNCR.dcm"
@@ -268,6 +271,22 @@ def test_workers_listen_to_this_machine_only_compute_with_their_threads_and_are_
     finally:
         script.unlink()
     assert run.stdout.splitlines() == ["{'127.0.0.1'} 4", "{'3'} tls", "2 2"], run.stderr
+
+
+@pytest.mark.parametrize(("missing", "crew"), [("dask", Crew("", 1, 1)), ("dask_jobqueue", Crew("slurm", 1, 1))])
+def test_without_dask_a_sentence_says_what_to_install(tmp_path, monkeypatch, missing, crew):
+    monkeypatch.setitem(sys.modules, missing, None)
+    with pytest.raises(InstallationError, match="pip install"), hired(crew, tmp_path):
+        pass
+
+
+def test_the_crew_fits_the_machine_and_the_request():
+    assert plan_crew(None, 2, 3, "cpu", "lite") == Crew("", 2, 3)
+    assert plan_crew("tcp://there:1", None, None, "auto", "lite") == Crew("tcp://there:1", 0, 0)
+    alone = plan_crew(None, None, None, "cpu", "lite")
+    assert 1 <= alone.workers * alone.threads <= (os.cpu_count() or 1)
+    with pytest.raises(InputError, match="keep their number"):
+        plan_crew("tcp://there:1", 2, None, "auto", "lite")
 
 
 def test_a_scheduler_that_runs_elsewhere_gives_its_workers(tmp_path):
