@@ -1,6 +1,6 @@
 """Preload of a cohort's workers that lets the real engine work and writes down what it does; for cohort.py.
 
-COUNTED_LOG      file: a line "begin NAME" and a line "end NAME RESIDENT_BYTES PID" for each computation
+COUNTED_LOG      file: a line "begin NAME" and a line "end NAME RESIDENT_BYTES PID TIME" for each computation
 SLOW_READING_S   seconds that each image takes longer to be read, as from a storage far away
 QUICK_ENGINE     set: no models, nothing is found; what is left is reading and writing
 """
@@ -36,7 +36,7 @@ def dask_setup(worker):
     def counted(volume, *arguments, **options):
         note(f"begin {volume.path.name}")
         result = segment(volume, *arguments, **options)
-        note(f"end {volume.path.name} {psutil.Process().memory_info().rss} {os.getpid()}")
+        note(f"end {volume.path.name} {psutil.Process().memory_info().rss} {os.getpid()} {time.time():.3f}")
         return result
 
     def slow(*arguments, **options):
