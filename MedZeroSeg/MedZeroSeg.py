@@ -59,7 +59,7 @@ class MedZeroSeg(ScriptedLoadableModule):
         ScriptedLoadableModule.__init__(self, parent)
         parent.title = "MedZeroSeg"
         parent.categories = [translate("qSlicerAbstractCoreModule", "Segmentation")]
-        parent.dependencies = ["Markups", "Segmentations", "SubjectHierarchy", "Terminologies"]
+        parent.dependencies = ["Markups", "Segmentations", "Sequences", "SubjectHierarchy", "Terminologies"]
         parent.contributors = ["MedZeroSeg contributors"]
         parent.helpText = _(
             "Type the names of structures; each that is found becomes an editable segment with name, color and code. "
