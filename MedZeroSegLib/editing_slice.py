@@ -19,6 +19,7 @@ CLICK_RADIUS = 2  # pixels of the canvas that a click marks
 ADJOINING = np.ones((3, 3), bool)
 DECODER_SHARE = 0.4  # of the decoder's logits, against the corrector's
 AGREEMENT_MIN = 0.7  # Dice between corrector and decoder, for the decoder to count
+PASSES = 3  # of the corrector where there was nothing: the first answer is timid, the next ones start from it
 NEAR = 3  # pixels: a change belongs to a hint that is this near
 REACH_SHARE, REACH_MIN = 3.0, 5.0  # how far it goes, in depths of the hint and pixels more
 
@@ -84,7 +85,10 @@ def correct_slice(
     start = mask
     if not mask.any() and share is not None:
         start = _part_at(share, hints.include)
-    logits = corrector.logits(Correction(seen.picture, start, hints.include, hints.exclude, anchors), seen.coarse)
+    for _ in range(1 if mask.any() else PASSES):
+        correction = Correction(seen.picture, start, hints.include, hints.exclude, anchors)
+        logits = corrector.logits(correction, seen.coarse)
+        start = logits > 0
     logits = with_decoder(seen, logits, decoder, DECODER_SHARE)
     return np.where(hints.include, SURE, np.where(hints.exclude, -SURE, logits)).astype(np.float32)
 
