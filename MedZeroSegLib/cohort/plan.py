@@ -41,7 +41,8 @@ class Plan:
     Attributes
     ----------
     turns
-        To be computed, in the cohort's order.
+        To be computed, in the cohort's order; those in the middle of which a run ended come last, so that a case that
+        stops the machine keeps no other waiting, and none is begun again and again.
     ready
         Whole in a folder, though the journal doesn't say so: the run ended before it was noted. Folder and answer.
     kept
@@ -94,6 +95,7 @@ def make_plan(
                 failed.append(case)
             else:
                 kept.append((case, signature))
+    turns.sort(key=lambda turn: turn.reason == INTERRUPTED)
     return Plan(tuple(turns), tuple(ready), tuple(kept), tuple(failed))
 
 

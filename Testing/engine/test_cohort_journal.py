@@ -144,6 +144,17 @@ def test_a_result_that_was_ready_when_the_run_ended_is_not_computed_again(folder
     assert folder.plan(case).reasons == {"interrupted": 1}
 
 
+def test_a_case_in_the_middle_of_which_a_run_ended_comes_after_the_others(folder):
+    first, second = folder.case("a"), folder.case("b")
+    folder.journal.await_turns([(first, "new"), (second, "new")])
+    folder.journal.begin("a")
+    for _ in range(2):  # it stays last until its turn comes
+        plan = folder.plan(first, second)
+        assert [(turn.case.name, turn.reason) for turn in plan.turns] == [("b", "new"), ("a", "interrupted")]
+        folder.journal.start_run(1, 1, {})
+        folder.journal.await_turns((turn.case, turn.reason) for turn in plan.turns)
+
+
 def test_attempts_are_counted_over_all_runs(folder):
     folder.journal.await_turns([(folder.case("a"), "new")])
     assert [folder.journal.begin("a"), folder.journal.begin("a")] == [1, 2]
