@@ -7,6 +7,8 @@ each place is to the means of the mask, of the hints and of slices that a person
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib.resources import files
@@ -197,10 +199,23 @@ class Corrector:
         if anchors is None:
             anchors = np.zeros((2, EMBEDDING_CHANNELS), np.float32)
         inputs = (window.of(coarse), window.of(planes_of(correction)), window.of(where_of(correction)), anchors)
-        drawn = self.network(*(torch.from_numpy(np.ascontiguousarray(x))[None].to(self.device) for x in inputs))
+        tensors = [torch.from_numpy(np.ascontiguousarray(x))[None].to(self.device) for x in inputs]
+        with _one_thread():
+            drawn = self.network(*tensors)
         logits = np.where(correction.mask, np.float32(SURE), np.float32(-SURE))
         window.of(logits)[:] = drawn[0].float().cpu().numpy()
         return np.clip(logits, -SURE, SURE)
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """The network is so small that threads wait for each other longer than they work, on a busy machine many times."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 @lru_cache(maxsize=2)
