@@ -30,7 +30,7 @@ from MedZeroSegLib.editing_slice import (
 from MedZeroSegLib.embeddings import Progress
 from MedZeroSegLib.errors import InputError
 from MedZeroSegLib.extent import Extent, crop
-from MedZeroSegLib.mask_decoder.corrector import load_corrector
+from MedZeroSegLib.mask_decoder.corrector import load_corrector, one_thread
 from MedZeroSegLib.presets import Engine
 from MedZeroSegLib.queries import resolve
 from MedZeroSegLib.slice_embeddings import SliceEmbeddings
@@ -234,7 +234,7 @@ class EditingSession:
 
     @contextmanager
     def _change(self) -> Iterator[list[str]]:
-        with self.revisions.change():
+        with self.revisions.change(), one_thread():
             said: list[str] = []
             yield said
 

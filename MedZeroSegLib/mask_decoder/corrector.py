@@ -200,7 +200,7 @@ class Corrector:
             anchors = np.zeros((2, EMBEDDING_CHANNELS), np.float32)
         inputs = (window.of(coarse), window.of(planes_of(correction)), window.of(where_of(correction)), anchors)
         tensors = [torch.from_numpy(np.ascontiguousarray(x))[None].to(self.device) for x in inputs]
-        with _one_thread():
+        with one_thread():
             drawn = self.network(*tensors)
         logits = np.where(correction.mask, np.float32(SURE), np.float32(-SURE))
         window.of(logits)[:] = drawn[0].float().cpu().numpy()
@@ -208,8 +208,9 @@ class Corrector:
 
 
 @contextmanager
-def _one_thread() -> Iterator[None]:
-    """The network is so small that threads wait for each other longer than they work, on a busy machine many times."""
+def one_thread() -> Iterator[None]:
+    """PyTorch on one thread: work as small as this makes threads wait for each other longer than they work, on a busy
+    machine many times longer."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -234,5 +235,7 @@ def anchor_means(coarse: np.ndarray, mask: np.ndarray) -> np.ndarray:
     """Mean embedding of a mask bool [256, 256] and of its ring, float32 [2, 256]; zeros where there is none."""
     inside = shares_of_cells(mask)
     weights = np.stack((inside, ring_of(inside))).reshape(2, -1)
-    sums = weights @ np.asarray(coarse, np.float32).reshape(EMBEDDING_CHANNELS, -1).T
-    return sums / np.maximum(weights.sum(1, keepdims=True), 1e-3)
+    cells = np.flatnonzero(weights.any(axis=0))
+    features = np.asarray(coarse, np.float32).reshape(EMBEDDING_CHANNELS, -1)[:, cells]
+    sums = np.einsum("kn,cn->kc", weights[:, cells], features)
+    return (sums / np.maximum(weights.sum(1, keepdims=True), 1e-3)).astype(np.float32)
