@@ -47,7 +47,7 @@ def cohort(source: Path, output: Path, log: Path | None, *options: str, workers:
         "cohort", source, "--structures", "liver", "--output", output, "--device", "cpu", "--workers", str(workers),
         "--threads", "1", *options, log=log, **environment,
     )  # fmt: skip
-    told, errors = process.communicate(timeout=300)
+    told, errors = finished(process)
     return process.returncode, told + errors, states(output)
 
 
@@ -75,6 +75,14 @@ def scan(path: Path, first: int = 0) -> Path:
     voxels[0, 0, 0] = first
     path.parent.mkdir(parents=True, exist_ok=True)
     return write_image(path, voxels, lps_matrix())
+
+
+def finished(process: subprocess.Popen[str], seconds: float = 200) -> tuple[str, str]:
+    """What a process told, on its output and on its error output; it doesn't outlive the test."""
+    try:
+        return process.communicate(timeout=seconds)
+    finally:
+        process.kill()
 
 
 # One run with everything that can go wrong in it
@@ -142,7 +150,7 @@ def test_each_case_has_its_files_and_nothing_is_left_over(mixed):
 
 def test_status_counts_and_tells_the_failures(mixed):
     process = medzeroseg("status", mixed[1], "--json", log=None)
-    told = json.loads(process.communicate()[0])
+    told = json.loads(finished(process)[0])
     assert process.returncode == 1
     assert told["counts"] == {"done": 6, "failed": 5} and told["running"] is False
     assert {name for name, _ in told["failures"]} == {"cut short", "no image", "faulty", "deadly", "with a gap"}
@@ -238,7 +246,7 @@ def test_requests_that_can_not_be_met_end_with_one_sentence(tmp_path, arguments,
     scan(tmp_path / "in" / "a.nii.gz")
     placed = [str(tmp_path / part) if part == "out" else part for part in arguments]
     process = medzeroseg("cohort", tmp_path / "in", "--structures", "liver", *placed, log=tmp_path / "log")
-    _, errors = process.communicate(timeout=120)
+    _, errors = finished(process)
     assert process.returncode == status, errors
     assert words in errors and "Traceback" not in errors
 
@@ -326,7 +334,7 @@ def test_a_scheduler_that_runs_elsewhere_gives_its_workers(tmp_path):
             "cohort", tmp_path / "in", "--structures", "liver", "--output", tmp_path / "out",
             "--scheduler", f"tcp://127.0.0.1:{port}", log=None,
         )  # fmt: skip
-        _, errors = process.communicate(timeout=120)
+        _, errors = finished(process)
     finally:
         for each in started:
             each.send_signal(signal.SIGTERM)
@@ -341,7 +349,10 @@ def test_slurm_jobs_are_workers(tmp_path):
     commands = tmp_path / "commands"  # of a SLURM that starts each job at once, here
     commands.mkdir()
     for name, lines in (
-        ("sbatch", 'cp "$1" "$SUBMITTED"; setsid bash "$1" >"$SUBMITTED.log" 2>&1 & echo "Submitted batch job $!"'),
+        (
+            "sbatch",
+            'cp "$1" "$SUBMITTED"; setsid bash "$SUBMITTED" >"$SUBMITTED.log" 2>&1 & echo "Submitted batch job $!"',
+        ),
         ("scancel", 'kill -- "-$1"'),
     ):
         (commands / name).write_text(f"#!/usr/bin/env bash\n{lines}\n")
@@ -351,7 +362,7 @@ def test_slurm_jobs_are_workers(tmp_path):
         "--threads", "3", log=tmp_path / "log", PATH=f"{commands}{os.pathsep}{os.environ['PATH']}",
         SUBMITTED=str(tmp_path / "job"),
     )  # fmt: skip
-    told, errors = process.communicate(timeout=180)
+    told, errors = finished(process)
     assert process.returncode == 0, told + errors
     assert states(tmp_path / "out")["a"][0] == "done" and computations(tmp_path / "log") == {"a.nii.gz": 1}
     job = (tmp_path / "job").read_text()
@@ -369,7 +380,7 @@ def test_a_dry_run_tells_plan_memory_and_time_and_writes_nothing(tmp_path):
         "cohort", tmp_path / "in", "--structures", "liver", "--output", tmp_path / "out", "--dry-run",
         "--workers", "2", "--threads", "1", "--device", "cpu", log=None,
     )  # fmt: skip
-    told, errors = process.communicate(timeout=120)
+    told, errors = finished(process)
     assert process.returncode == 0, errors
     lines = told.splitlines()
     assert lines[0] == "To compute: 3 cases (3 new)."
@@ -406,7 +417,7 @@ def runs(source: Path, *outputs: tuple[Path, int]) -> Iterator[dict[str, bytes]]
             "cohort", source, "--structures", "lungs", "--output", output, "--modality", "X-ray", "--device", "cpu",
             "--workers", str(workers), "--threads", "1", log=None,
         )  # fmt: skip
-        _, errors = process.communicate(timeout=300)
+        _, errors = finished(process)
         assert process.returncode == 0, errors
         yield masks(output)
 
