@@ -57,9 +57,10 @@ class Crew:
         """What works, in words."""
         if self.scheduler not in ("", SLURM):
             return f"Workers: those of the scheduler at {self.scheduler}, with the threads that they were started with."
-        where = "jobs of SLURM" if self.scheduler else "processes on this machine"
+        several = "es" if self.workers > 1 else ""
+        where = f"process{several} in jobs of SLURM" if self.scheduler else f"process{several} on this machine"
         cards = f", one for each of {self.gpus} graphics cards" if self.gpus else ""
-        return f"Workers: {self.workers} {where}{cards}, each with {self.threads} compute thread(s)."
+        return f"Workers: {self.workers} {where}{cards}, each with {self.threads} compute thread{'s' if self.threads > 1 else ''}."
 
 
 def plan_crew(scheduler: str | None, workers: int | None, threads: int | None, device: str, preset: str) -> Crew:
