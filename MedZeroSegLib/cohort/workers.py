@@ -60,7 +60,8 @@ class Crew:
         several = "es" if self.workers > 1 else ""
         where = f"process{several} in jobs of SLURM" if self.scheduler else f"process{several} on this machine"
         cards = f", one for each of {self.gpus} graphics cards" if self.gpus else ""
-        return f"Workers: {self.workers} {where}{cards}, each with {self.threads} compute thread{'s' if self.threads > 1 else ''}."
+        threads = f"{self.threads} compute thread{'s' if self.threads > 1 else ''}"
+        return f"Workers: {self.workers} {where}{cards}, each with {threads}."
 
 
 def plan_crew(scheduler: str | None, workers: int | None, threads: int | None, device: str, preset: str) -> Crew:
