@@ -79,7 +79,8 @@ def command(source: Path, output: Path, workers: int, threads: int) -> list[str]
 
 def environment(log: Path, **more: str) -> dict[str, str]:
     preload = {"DASK_DISTRIBUTED__WORKER__PRELOAD": str(PRELOAD), "COUNTED_LOG": str(log)}
-    return {**os.environ, "PYTHONPATH": str(ROOT), **preload, **more}
+    path = os.pathsep.join([str(ROOT), str(ROOT / "Testing" / "engine")])
+    return {**os.environ, "PYTHONPATH": path, **preload, **more}
 
 
 def run(source: Path, output: Path, log: Path, workers: int, threads: int, **more: str) -> float:
