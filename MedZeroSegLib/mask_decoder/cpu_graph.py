@@ -61,8 +61,10 @@ def _openvino_graph(network: nn.Module, examples: tuple[Tensor, ...], cache: Pat
         graph = _trace(network, examples)
         if file is not None:
             _save_graph(graph, file)
-    # OpenVINO would take all cores; PyTorch keeps to what OMP_NUM_THREADS leaves to each of several processes.
-    options = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": torch.get_num_threads()}
+    # OpenVINO would take all cores, and bind the threads of each process to the same first ones; PyTorch keeps to what
+    # OMP_NUM_THREADS leaves to each of several processes.
+    threads = {"INFERENCE_NUM_THREADS": torch.get_num_threads(), "ENABLE_CPU_PINNING": False}
+    options = {"PERFORMANCE_HINT": "LATENCY", **threads}
     compiled = core.compile_model(graph, "CPU", options)
 
     def run(*arguments: Tensor) -> tuple[Tensor, Tensor]:

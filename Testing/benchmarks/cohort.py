@@ -175,18 +175,20 @@ def memory(folder: Path, cases: int, data: Path | None) -> None:
 def throughput(folder: Path, data: Path | None) -> None:
     """Two processes against one: reading that waits, and computing that fills both cores."""
     source = make_cohort(folder / "few", FEW, data)
-    for kind, threads, more in (
-        ("I/O-bound, 1 thread each", (1, 1), {"SLOW_READING_S": "1", "QUICK_ENGINE": "1"}),
-        ("compute-bound, one process of 2 threads, two of 1", (2, 1), {}),
+    waiting = {"SLOW_READING_S": "1", "QUICK_ENGINE": "1"}
+    for kind, crews, more in (
+        ("I/O-bound", ((1, 1), (2, 1)), waiting),
+        ("compute-bound", ((1, 2), (2, 1), (1, 1)), {}),
     ):
         seconds = []
-        for workers in (1, 2):
-            log = folder / f"{kind[:3].replace('/', '')}{workers}.log"
-            run(source, folder / log.stem, log, workers, threads[workers - 1], **more)
+        for workers, threads in crews:
+            output = folder / f"{kind.replace('/', '')}-{workers}-{threads}"
+            log = output.with_suffix(".log")
+            run(source, output, log, workers, threads, **more)
             ends = sorted(float(line.rsplit(" ", 1)[1]) for line in log.read_text().splitlines() if line[:4] == "end ")
             seconds.append((ends[-1] - ends[workers]) / (len(ends) - 1 - workers))  # models are loaded by then
-        one, two = seconds
-        print(f"{kind}: {one:.2f} s a case with one process, {two:.2f} s with two, {one / two:.2f} times", flush=True)
+            gain = f", {seconds[0] / seconds[-1]:.2f} times the first" if len(seconds) > 1 else ""
+            print(f"{kind}, {workers} process(es) of {threads} thread(s): {seconds[-1]:.2f} s a case{gain}", flush=True)
 
 
 def journal(folder: Path, entries: int = 100_000) -> None:
