@@ -19,7 +19,7 @@ code { background: #f3f3f3; padding: 0 .25em; border-radius: 3px; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: 13.5px; }
 th, td { padding: .28rem .6rem; border-bottom: 1px solid #e4e4e4; text-align: left; vertical-align: top; }
 th { background: #f6f7f9; } tr:hover td { background: #fafbff; }
-img { max-width: 100%; height: auto; }
+img { max-width: min(100%, 820px); height: auto; }
 ol { font-size: 13px; color: #444; }
 """
 NOTE = "For research; every result has to be reviewed by a qualified person."

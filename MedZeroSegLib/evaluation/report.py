@@ -246,9 +246,14 @@ def _source(source: str, scores: Sequence[Score], facts: RunFacts, bootstrap: Bo
         rows.append([name, *_measures([selection], bootstrap), f"{false_finds} of {absent}" if absent else "-"])
     note = f" {NOTES[source]}" if source in NOTES else ""
     return (
-        f"## {source}\n\n{modalities}, {patients} patient{'s' if patients != 1 else ''}: "
+        f"## {_heading(source)}\n\n{modalities}, {patients} patient{'s' if patients != 1 else ''}: "
         f"{_tier(source, facts, names)}.{note}\n\n" + table(["structure", *MEASURES, "false finds"], rows)
     )
+
+
+def _heading(source: str) -> str:
+    data = data_set_of(source)
+    return data.sources[source] if data else source
 
 
 def _tier(source: str, facts: RunFacts, patients: Iterable[str]) -> str:

@@ -48,7 +48,7 @@ def tier_of(data: DataSet, trained_sources: Sequence[str] | None, patients: Iter
     if not kin:
         return Tier("T", _settings_remarks(data.kin, patients))
     if any(one.trained is None for one in kin):
-        return Tier("T", ("Single images of it may nevertheless have been in the training; nobody can tell.",))
+        return Tier("T")  # the data set's notes say what isn't known
     numbers = _numbers(patients)
     seen = sorted(numbers & {number for one in kin for number in one.trained or ()})
     remarks = [
