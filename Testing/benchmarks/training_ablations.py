@@ -88,6 +88,14 @@ class InfoNceTrainer(LiteTrainer):
         super().__init__(*arguments)  # type: ignore[arg-type]
         self.difficulty = NoDifficulty()  # type: ignore[assignment]
 
+    def _contrast_loss(self, regions: list[tuple[int, str, Tensor, Tensor]]) -> Tensor:
+        weighed = lite.context_weights
+        lite.context_weights = lambda vectors, same: torch.ones(same.shape)
+        try:
+            return super()._contrast_loss(regions)
+        finally:
+            lite.context_weights = weighed
+
 
 @dataclass(frozen=True)
 class Variant:
