@@ -16,15 +16,8 @@ import numpy as np
 from scipy.special import expit
 
 from MedZeroSegLib.errors import InstallationError
-from MedZeroSegLib.vocabulary import vocabulary
 
 FOLDER = Path(__file__).parent / "heads"
-OTHERS = "other"  # the kind of what the vocabulary lacks
-BONES, FINDINGS = ("bone", "spine", "dental"), ("finding", "device")
-LARGE_ORGANS = frozenset(
-    {"liver", "spleen", "kidney", "lung", "stomach", "pancreas", "urinary bladder", "brain", "heart", "body"}
-)
-
 Features = Mapping[str, "float | np.ndarray"]
 
 
@@ -36,19 +29,18 @@ class Logistic:
     ----------
     weights
         By feature; features that it doesn't name don't count.
-    kinds, structures
-        Added for a structure's kind (see ``kind_of``), and for the structure itself.
+    structures
+        Added for a structure.
     """
 
     bias: float
     weights: Mapping[str, float]
-    kinds: Mapping[str, float] = field(default_factory=dict)
     structures: Mapping[str, float] = field(default_factory=dict)
 
     def logit(self, name: str, features: Features) -> Any:
         """The linear part for a structure: a number, or an array where the features are arrays."""
-        own = self.kinds.get(kind_of(name), 0.0) + self.structures.get(name, 0.0)
-        return self.bias + own + sum(weight * features[one] for one, weight in self.weights.items())
+        own = self.bias + self.structures.get(name, 0.0)
+        return own + sum(weight * features[one] for one, weight in self.weights.items())
 
     def __call__(self, name: str, features: Features) -> Any:
         return expit(self.logit(name, features))
@@ -63,7 +55,7 @@ class Calibration:
     presence
         Probability that a structure is in the image, from `presence.presence_features`.
     found_min
-        Least of it for "found". The offsets of kinds and structures make it a threshold for each.
+        Least of it for "found". The offsets of structures make it a threshold for each.
     dice
         Expected Dice of a segment, from `confidence.measure`.
     slice_dice
@@ -78,24 +70,6 @@ class Calibration:
     def is_found(self, name: str, features: Features) -> bool:
         """Whether a structure of the vocabulary is there."""
         return bool(self.presence(name, features) >= self.found_min)
-
-
-def kind_of(name: str) -> str:
-    """The kind of a structure as presence counts it: large or small organ, bone, heart, brain, finding, or other."""
-    structure = vocabulary().get(name)
-    if structure is None:
-        return OTHERS
-    if structure.kind in FINDINGS:
-        return "finding"
-    if structure.kind in BONES:
-        return "bone"
-    if structure.region == "heart" or structure.kind == "heart":
-        return "heart"
-    if structure.region == "head":
-        return "brain"
-    if structure.name in LARGE_ORGANS:
-        return "large organ"
-    return "small organ" if structure.kind in ("organ", "vessel", "muscle", "tissue") else OTHERS
 
 
 @lru_cache(maxsize=8)

@@ -213,7 +213,7 @@ class Whole:
 
 def _whole(encoded: EncodedVolume, concept: Concept, saliency: Saliency, engine: Engine, tell: Progress) -> Whole:
     tell("segmenting", 0.0)
-    if not _is_there(encoded, concept, saliency, engine):
+    if not is_there(encoded, concept, saliency, engine):
         return Whole(encoded, np.zeros(encoded.body_mask.shape, bool), saliency.score, False, saliency, None)
     return draw(encoded, concept, saliency, engine, tell)
 
@@ -240,7 +240,7 @@ def draw(encoded: EncodedVolume, concept: Concept, saliency: Saliency, engine: E
     return Whole(encoded, mask, saliency.score, bool(mask.any()), saliency, refined)
 
 
-def _is_there(encoded: EncodedVolume, concept: Concept, saliency: Saliency, engine: Engine) -> bool:
+def is_there(encoded: EncodedVolume, concept: Concept, saliency: Saliency, engine: Engine) -> bool:
     """Whether the concept is in the image: calibrated where it was trained, else by the evidence alone."""
     preset = engine.preset
     if engine.calibration is not None and concept.trained:

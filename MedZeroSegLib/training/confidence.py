@@ -1,7 +1,6 @@
 """Fits what a preset knows of its own answers: presence, expected Dice and doubtful slices, on training patients only.
 
-Strengths of the ridge are chosen leaving patients out; thresholds and figures are taken from predictions for patients
-who were left out.
+What its card says of them is taken from predictions for patients who were left out.
 """
 
 from __future__ import annotations
@@ -16,32 +15,39 @@ from typing import Any
 import numpy as np
 from rich.progress import track
 from scipy.optimize import minimize
-from scipy.special import expit, xlogy
+from scipy.special import expit
+from scipy.stats import mannwhitneyu
 
-from MedZeroSegLib.calibration import FOLDER, Logistic, kind_of
+from MedZeroSegLib.calibration import FOLDER, Logistic
 from MedZeroSegLib.errors import InputError
-from MedZeroSegLib.evaluation.manifest import Case, read_manifest
+from MedZeroSegLib.evaluation.manifest import PARTLY_ANNOTATED, Case, read_manifest
 from MedZeroSegLib.evaluation.questions import Questionnaire, images_of
 from MedZeroSegLib.pipeline import forget_volumes
 from MedZeroSegLib.presets import load_engine
 from MedZeroSegLib.training.confidence_rows import Row, rows_of
+from MedZeroSegLib.vocabulary import vocabulary
 from MedZeroSegLib.volume_io import read_volume
 from MedZeroSegLib.writers import replacing
 
+OTHERS = "other"  # the kind of what the vocabulary lacks
+BONES, FINDINGS = ("bone", "spine", "dental"), ("finding", "device")
+LARGE_ORGANS = frozenset(
+    {"liver", "spleen", "kidney", "lung", "stomach", "pancreas", "urinary bladder", "brain", "heart", "body"}
+)
 IMAGES, VOLUMES = 24, 6  # of each source, over as many patients as possible
 FOLDS = 5
-STRENGTHS = (1.0, 3.0, 10.0, 30.0)  # of the ridge, in rows
+STRENGTH = 3.0  # of the ridge, in rows
 OFFSET_ROWS = 2.0  # rows without any offset that each structure's own are set against
 NEWTON_STEPS = 10
 WEIGHT_MOST = 4.0  # of a row, where a structure is nearly always present or nearly always absent
-FOUND_WANTED = 0.94  # share of present structures, of patients who were left out, that the threshold lets through
+FOUND_MIN = 0.5  # probability; present and absent rows of a structure weigh the same
 
 
 @dataclass(frozen=True)
 class Table:
     """Features [n, m], what is to be predicted (0..1) and how much it counts [n], and whose rows they are.
 
-    ``by_kind`` and ``by_structure`` say whether kinds and structures have offsets of their own.
+    ``by_structure`` says whether structures have offsets of their own.
     """
 
     names: tuple[str, ...]
@@ -49,9 +55,7 @@ class Table:
     target: np.ndarray
     weight: np.ndarray
     patients: np.ndarray
-    kinds: np.ndarray
     structures: np.ndarray
-    by_kind: bool
     by_structure: bool
 
 
@@ -60,7 +64,8 @@ def train_confidence(
 ) -> Path:
     """Measure a sample of the train split into ``output`` and write the preset's calibration; returns its file.
 
-    Goes on where an earlier run in the same folder stopped. Only sources whose licence fits the preset's are used.
+    Goes on where an earlier run in the same folder stopped. Only sources whose licence fits the preset's are used, and
+    of these only such as tell what is absent.
 
     Raises
     ------
@@ -68,21 +73,24 @@ def train_confidence(
         When the manifest, an image or a weight file is at fault.
     """
     engine = load_engine(preset, "auto", weights_folder)
-    cases = [case for case in read_manifest(manifest, "train") if case.any_use or "NC" in engine.preset.licence]
+    licensed = [case for case in read_manifest(manifest, "train") if case.any_use or "NC" in engine.preset.licence]
+    cases = [case for case in licensed if case.source not in PARTLY_ANNOTATED]
     questionnaire = Questionnaire(read_manifest(manifest))
     rows: list[Row] = []
     for image in track(sample(images_of(cases)), description="measuring"):
         rows += rows_of(image, questionnaire, engine, output / f"{image[0].case_id}.json")
         forget_volumes()
-    content = fitted(rows)
+    content = fitted(rows, engine.preset.found_min_untrained)
     file = FOLDER / f"{preset}-confidence.json"
     with replacing(file) as stream:
         stream.write((json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode())
     return file
 
 
-def sample(images: Sequence[tuple[Case, ...]]) -> list[tuple[Case, ...]]:
-    """At most ``IMAGES`` images, or ``VOLUMES`` volumes, of each source: one of each patient, then a second, and so on.
+def sample(
+    images: Sequence[tuple[Case, ...]], pictures: int = IMAGES, volumes: int = VOLUMES
+) -> list[tuple[Case, ...]]:
+    """At most so many pictures, or volumes, of each source: one of each patient, then a second, and so on.
 
     Which patients and images come first is settled by a hash.
     """
@@ -92,7 +100,7 @@ def sample(images: Sequence[tuple[Case, ...]]) -> list[tuple[Case, ...]]:
     chosen = []
     for patients in by_source.values():
         first = next(iter(patients.values()))[0][0]
-        count = IMAGES if read_volume(first.image, modality=first.modality).dimension == 2 else VOLUMES
+        count = pictures if read_volume(first.image, modality=first.modality).dimension == 2 else volumes
         turns = [
             (turn, _hash(patient), image)
             for patient, own in patients.items()
@@ -102,15 +110,15 @@ def sample(images: Sequence[tuple[Case, ...]]) -> list[tuple[Case, ...]]:
     return chosen
 
 
-def fitted(rows: Sequence[Row]) -> dict[str, Any]:
+def fitted(rows: Sequence[Row], untrained_min: float) -> dict[str, Any]:
     """The content of a calibration file; raises InputError where rows are too few."""
     asked = list({(row.case, row.concept): row for row in rows if row.trained}.values())
-    drawn = [row for row in rows if row.trained and row.dice is not None]
+    # Names that the head wasn't trained on take part as far as a user would see them.
+    drawn = [row for row in rows if row.dice is not None and (row.trained or row.score >= untrained_min)]
     if len({row.patient for row in drawn}) < FOLDS:
         raise InputError(f"The sample has fewer than {FOLDS} patients with drawn structures; give a larger manifest.")
     there = presence_table(asked)
     presence, probability = left_out(there)
-    found_min = float(np.quantile(probability[there.target > 0], 1 - FOUND_WANTED))
     segments = segment_table(drawn)
     dice, expected = left_out(segments)
     slices = slice_table(drawn, dice)
@@ -118,7 +126,7 @@ def fitted(rows: Sequence[Row]) -> dict[str, Any]:
     absent = there.target == 0
     return {
         "presence": _written(presence),
-        "found_min": round(found_min, 4),
+        "found_min": FOUND_MIN,
         "dice": _written(dice),
         "slice_dice": _written(slice_dice),
         "card": {
@@ -129,8 +137,9 @@ def fitted(rows: Sequence[Row]) -> dict[str, Any]:
             "segments": len(segments.target),
             "slices": len(slices.target),
             "patients left out": {
-                "found": _share(probability[~absent] >= found_min),
-                "false finds": _share(probability[absent] >= found_min),
+                "found": _share(probability[~absent] >= FOUND_MIN),
+                "false finds": _share(probability[absent] >= FOUND_MIN),
+                "area under the ROC by kind": areas_by_kind(asked, probability),
                 "correlation of expected Dice": _correlation(expected, segments.target),
                 "correlation in slices": _correlation(slice_expected, slices.target),
             },
@@ -150,13 +159,13 @@ def presence_table(rows: Sequence[Row]) -> Table:
     for name, truth in zip(concepts, there, strict=True):
         same, other = counts[name, truth], counts[name, 1 - truth]
         weight.append(min(WEIGHT_MOST, (same + other) / (2 * same)) if other else 1.0)
-    return _table(rows, [row.presence for row in rows], there, np.array(weight), kinds=True)
+    return _table(rows, [row.presence for row in rows], there, np.array(weight))
 
 
 def segment_table(rows: Sequence[Row]) -> Table:
     """Dice of segments; 0 for those of absent structures."""
     dice = np.array([row.dice for row in rows], np.float64)
-    return _table(rows, [row.segment for row in rows], dice, np.ones(len(rows)), kinds=False)
+    return _table(rows, [row.segment for row in rows], dice, np.ones(len(rows)))
 
 
 def slice_table(rows: Sequence[Row], dice: Logistic) -> Table:
@@ -170,47 +179,37 @@ def slice_table(rows: Sequence[Row], dice: Logistic) -> Table:
         target += row.slice_dice
         weight += [count**-0.5] * count
         of += [row] * count
-    return _table(of, features, np.array(target), np.array(weight), kinds=False, structures=False)
+    return _table(of, features, np.array(target), np.array(weight), by_structure=False)
 
 
 def left_out(table: Table) -> tuple[Logistic, np.ndarray]:
     """The model fitted to all rows, and for each row what models say that never saw its patient."""
     folds = np.array([int(_hash(patient), 16) % FOLDS for patient in table.patients])
-    best: tuple[float, float, np.ndarray] | None = None
-    for strength in STRENGTHS:
-        said = np.zeros(len(table.target))
-        for fold in np.unique(folds):
-            model = fit(table, folds != fold, strength)
-            said[folds == fold] = _said(model, table)[folds == fold]
-        loss = float(np.sum(table.weight * _cross_entropy(table.target, said)))
-        if best is None or loss < best[0]:
-            best = loss, strength, said
-    assert best is not None
-    return fit(table, np.ones(len(folds), bool), best[1]), best[2]
+    said = np.zeros(len(table.target))
+    for fold in np.unique(folds):
+        said[folds == fold] = _said(fit(table, folds != fold), table)[folds == fold]
+    return fit(table, np.ones(len(folds), bool)), said
 
 
-def fit(table: Table, chosen: np.ndarray, strength: float) -> Logistic:
-    """Ridge on standardised features and on kinds; then each structure's own offset, shrunk by ``OFFSET_ROWS``."""
+def fit(table: Table, chosen: np.ndarray) -> Logistic:
+    """Ridge on standardised features, then each structure's own offset, shrunk by ``OFFSET_ROWS``."""
     values, target, weight = table.values[chosen], table.target[chosen], table.weight[chosen]
     centre = np.average(values, 0, weight)
     scale = np.sqrt(np.average((values - centre) ** 2, 0, weight)) + 1e-6
-    kinds = sorted(set(table.kinds)) if table.by_kind else []
-    own_kind = (table.kinds[:, None] == np.array(kinds, str)[None]).astype(np.float64)
-    design = np.concatenate([(values - centre) / scale, own_kind[chosen]], 1)
+    design = (values - centre) / scale
 
     def loss(beta: np.ndarray) -> tuple[float, np.ndarray]:
         logits = beta[0] + design @ beta[1:]
         error = weight * (expit(logits) - target)
-        value = np.sum(weight * (np.logaddexp(0, logits) - target * logits)) + strength / 2 * np.sum(beta[1:] ** 2)
-        return float(value), np.concatenate([[error.sum()], design.T @ error + strength * beta[1:]])
+        value = np.sum(weight * (np.logaddexp(0, logits) - target * logits)) + STRENGTH / 2 * np.sum(beta[1:] ** 2)
+        return float(value), np.concatenate([[error.sum()], design.T @ error + STRENGTH * beta[1:]])
 
     beta = minimize(loss, np.zeros(1 + design.shape[1]), jac=True, method="L-BFGS-B").x
-    slopes = beta[1 : 1 + values.shape[1]] / scale
+    slopes = beta[1:] / scale
     base = beta[0] + design @ beta[1:]
     return Logistic(
         bias=float(beta[0] - slopes @ centre),
         weights=dict(zip(table.names, slopes.tolist(), strict=True)),
-        kinds=dict(zip(kinds, beta[1 + values.shape[1] :].tolist(), strict=True)),
         structures=_offsets(table.structures[chosen], base, target, weight) if table.by_structure else {},
     )
 
@@ -233,8 +232,7 @@ def _table(
     features: Sequence[Mapping[str, float]],
     target: np.ndarray,
     weight: np.ndarray,
-    kinds: bool,
-    structures: bool = True,
+    by_structure: bool = True,
 ) -> Table:
     names = tuple(features[0])
     return Table(
@@ -243,24 +241,15 @@ def _table(
         target=target,
         weight=weight,
         patients=np.array([row.patient for row in rows]),
-        kinds=np.array([kind_of(row.concept) for row in rows]),
         structures=np.array([row.concept for row in rows]),
-        by_kind=kinds,
-        by_structure=structures,
+        by_structure=by_structure,
     )
 
 
 def _said(model: Logistic, table: Table) -> np.ndarray:
     slopes = np.array([model.weights[name] for name in table.names])
-    own = [
-        model.kinds.get(kind, 0.0) + model.structures.get(name, 0.0)
-        for kind, name in zip(table.kinds, table.structures, strict=True)
-    ]
-    return np.asarray(expit(model.bias + table.values @ slopes + np.array(own)))
-
-
-def _cross_entropy(target: np.ndarray, said: np.ndarray) -> np.ndarray:
-    return -(xlogy(target, said) + xlogy(1 - target, 1 - said))
+    own = np.array([model.structures.get(name, 0.0) for name in table.structures])
+    return np.asarray(expit(model.bias + table.values @ slopes + own))
 
 
 def _written(model: Logistic) -> dict[str, Any]:
@@ -270,9 +259,39 @@ def _written(model: Logistic) -> dict[str, Any]:
     return {
         "bias": round(model.bias, 5),
         "weights": rounded(model.weights),
-        "kinds": rounded(model.kinds),
         "structures": rounded(model.structures),
     }
+
+
+def areas_by_kind(rows: Sequence[Row], probability: np.ndarray) -> dict[str, float]:
+    """Area under the ROC curve of presence, for each kind that is both present and absent, and for all."""
+    kinds = np.array([kind_of(row.concept) for row in rows])
+    there = np.array([row.concept_present for row in rows])
+    areas = {}
+    for kind in ("all", *np.unique(kinds)):
+        own = np.ones(len(rows), bool) if kind == "all" else kinds == kind
+        present, absent = probability[own & there], probability[own & ~there]
+        if len(present) and len(absent):
+            areas[str(kind)] = round(float(mannwhitneyu(present, absent).statistic / (len(present) * len(absent))), 3)
+    return areas
+
+
+def kind_of(name: str) -> str:
+    """As presence is reported: "large organ", "small organ", "bone", "heart", "brain", "finding" or "other"."""
+    structure = vocabulary().get(name)
+    if structure is None:
+        return OTHERS
+    if structure.kind in FINDINGS:
+        return "finding"
+    if structure.kind in BONES:
+        return "bone"
+    if structure.region == "heart" or structure.kind == "heart":
+        return "heart"
+    if structure.region == "head":
+        return "brain"
+    if structure.name in LARGE_ORGANS:
+        return "large organ"
+    return "small organ" if structure.kind in ("organ", "vessel", "muscle", "tissue") else OTHERS
 
 
 def _share(hits: np.ndarray) -> float:
