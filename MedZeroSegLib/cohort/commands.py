@@ -149,7 +149,7 @@ def _write_summaries(folder: Path) -> None:
 
     from MedZeroSegLib.cohort.journal import Journal
     from MedZeroSegLib.cohort.report import write_cohort_report
-    from MedZeroSegLib.cohort.review import with_reviews, write_review
+    from MedZeroSegLib.cohort.review import REVIEW_FILE, with_reviews, write_review
     from MedZeroSegLib.cohort.statistics import write_statistics
 
     journal = Journal(folder)
@@ -157,9 +157,9 @@ def _write_summaries(folder: Path) -> None:
     journal.close()
     parquet = folder / "statistics.parquet" if find_spec("pyarrow") else None
     write_statistics(records, folder / "statistics.csv", parquet)
-    listed = write_review(records, folder / "review.csv")
+    listed = write_review(records, folder / REVIEW_FILE)
     report = write_cohort_report(with_reviews(records, listed), folder)
-    for file in (report, folder / "review.csv"):
+    for file in (report, folder / REVIEW_FILE):
         typer.echo(str(file))
 
 
@@ -167,10 +167,11 @@ def _tell_dry_run(cases: Any, folder: Path, settings: Any, engine: Any, crew: Cr
     from MedZeroSegLib.cohort.estimate import estimate
     from MedZeroSegLib.cohort.journal import FILE, Journal
     from MedZeroSegLib.cohort.plan import make_plan
+    from MedZeroSegLib.cohort.review import corrected_cases
 
     journal = Journal(folder) if (folder / FILE).is_file() else None
     entries, outputs = (journal.entries(), journal.outputs()) if journal else ({}, {})
-    plan = make_plan(cases, entries, outputs, folder, settings, engine, retry_failed)
+    plan = make_plan(cases, entries, outputs, folder, settings, engine, retry_failed, corrected_cases(folder))
     expected = estimate(
         [turn.case for turn in plan.turns], settings.preset, settings.device, crew, _measured_seconds(journal)
     )

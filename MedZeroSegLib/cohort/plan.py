@@ -1,11 +1,12 @@
 """What is to be done: which cases are whole as they lie there, and why the others are computed. Nothing is changed.
 
-A result is whole when image, settings and weights are those that it was made from and every file has its hash."""
+A result is whole when image, settings and weights are those that it was made from and every file has its hash. Masks
+that the review list calls corrected are a person's work: while they lie there, they are never computed anew."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -46,7 +47,7 @@ class Plan:
     ready
         Whole in a folder, though the journal doesn't say so: the run ended before it was noted. Folder and answer.
     kept
-        Whole, with their present signature.
+        Whole, or corrected by people, with their signature to note.
     failed
         Failed before, and neither image nor settings changed since.
     """
@@ -70,8 +71,15 @@ def make_plan(
     settings: RunSettings,
     engine: EngineMarks,
     retry_failed: bool = False,
+    corrected: Collection[str] = (),
 ) -> Plan:
-    """Compare the cases with the journal's entries and outputs, and with what lies in the folder."""
+    """Compare the cases with the journal's entries and outputs, and with what lies in the folder.
+
+    Parameters
+    ----------
+    corrected
+        Names of cases whose masks people have corrected and which lie there, see ``review.corrected_cases``.
+    """
     turns, ready, kept, failed = [], [], [], []
     for case in cases:
         marks, entry, signature = case_marks(case, settings, engine), entries.get(case.name), case.signature()
@@ -83,6 +91,9 @@ def make_plan(
                 turns.append(Turn(case, marks, INTERRUPTED if entry.status == "running" else entry.sentence or NEW))
             else:
                 ready.append((case, *found))
+        elif entry.status == "done" and case.name in corrected:
+            # With the old signature: should the case be opened again, what has changed since is still known.
+            kept.append((case, entry.signature or signature))
         else:
             reason = _changed(case, marks, signature, entry) or (
                 (FAILED if retry_failed else "")

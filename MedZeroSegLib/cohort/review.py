@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from MedZeroSegLib.cohort.case_record import CaseRecord
     from MedZeroSegLib.cohort.statistics import SegmentStatistics
 
+REVIEW_FILE = "review.csv"  # in the folder of a cohort's results
 OPEN, ACCEPTED, CORRECTED = "open", "accepted", "corrected"
 STATUSES = (OPEN, ACCEPTED, CORRECTED)
 CONCERN_MIN = 0.3  # doubt from which a segment is named among the reasons
@@ -204,6 +205,20 @@ def read_review(file: Path) -> tuple[ReviewRow, ...]:
     if len({row.case for row in rows}) < len(rows):
         raise InputError(f"'{file}' has a case twice; remove one of its lines.")
     return rows
+
+
+def corrected_cases(folder: Path) -> frozenset[str]:
+    """Names of the cases, of the results in a folder, that people have corrected and whose masks lie there.
+
+    Raises
+    ------
+    InputError
+        When there is a list that can't be read.
+    """
+    if not (folder / REVIEW_FILE).exists():
+        return frozenset()
+    rows = read_review(folder / REVIEW_FILE)
+    return frozenset(row.case for row in rows if row.status == CORRECTED and (folder / row.labels).is_file())
 
 
 def _parsed(cells: Mapping[str, str], place: str) -> ReviewRow:

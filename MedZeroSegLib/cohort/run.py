@@ -18,6 +18,7 @@ from MedZeroSegLib.cohort.case import Case
 from MedZeroSegLib.cohort.case_record import CaseRecord, failed_record
 from MedZeroSegLib.cohort.journal import Journal, held
 from MedZeroSegLib.cohort.plan import Plan, Turn, make_plan, renewed
+from MedZeroSegLib.cohort.review import corrected_cases
 from MedZeroSegLib.cohort.settings import EngineMarks, RunSettings
 from MedZeroSegLib.cohort.work import CASES_FOLDER, WORK_FOLDER, WorkerLost, case_folder, run_case, work_place
 from MedZeroSegLib.cohort.workers import Crew, hired
@@ -77,7 +78,7 @@ def run_cohort(
     Raises
     ------
     InputError
-        When another run works on the folder.
+        When another run works on the folder, or its review list can't be read.
     InstallationError
         When no worker comes up, or the folder or the journal can't be written.
     """
@@ -85,7 +86,10 @@ def run_cohort(
     with held(folder):
         journal = Journal(folder, make=True)
         try:
-            plan = make_plan(cases, journal.entries(), journal.outputs(), folder, settings, engine, retry_failed)
+            corrected = corrected_cases(folder)
+            plan = make_plan(
+                cases, journal.entries(), journal.outputs(), folder, settings, engine, retry_failed, corrected
+            )
             if on_plan:
                 on_plan(plan)
             run = journal.start_run(crew.workers, crew.threads, asdict(settings))

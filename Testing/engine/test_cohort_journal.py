@@ -20,6 +20,7 @@ from MedZeroSegLib.cohort.case import Case
 from MedZeroSegLib.cohort.case_record import CaseRecord, failed_record
 from MedZeroSegLib.cohort.journal import Journal, held, is_running
 from MedZeroSegLib.cohort.plan import Plan, make_plan
+from MedZeroSegLib.cohort.review import REVIEW_FILE, corrected_cases, mark, write_review
 from MedZeroSegLib.cohort.settings import CaseMarks, EngineMarks, RunSettings, case_marks
 from MedZeroSegLib.cohort.work import ANSWER, case_folder, work_place
 from MedZeroSegLib.errors import InputError, InstallationError
@@ -73,7 +74,18 @@ class Folder:
 
     def plan(self, *cases: Case, settings: RunSettings = SETTINGS, engine: EngineMarks = ENGINE, retry=False) -> Plan:
         entries, outputs = self.journal.entries(), self.journal.outputs()
-        return make_plan(cases, entries, outputs, self.results, settings, engine, retry)
+        corrected = corrected_cases(self.results)
+        return make_plan(cases, entries, outputs, self.results, settings, engine, retry, corrected)
+
+    def review(self, name: str, status: str) -> None:
+        """List a case whose masks somebody has changed, and mark it."""
+        masks = case_folder(self.results, name) / "mask.nrrd"
+        masks.write_text("drawn by a person")
+        record = CaseRecord(
+            case=name, image="", status="done", files={"labels": masks.relative_to(self.results).as_posix()}
+        )
+        write_review([record], self.results / REVIEW_FILE)
+        mark(self.results / REVIEW_FILE, name, status)
 
 
 @pytest.fixture
@@ -107,6 +119,27 @@ def test_what_was_damaged_lost_or_changed_is_computed_again(folder, event, reaso
     case = folder.done("a")
     event(folder)
     assert folder.plan(case).reasons == {reason: 1}
+
+
+def test_masks_that_people_corrected_are_never_computed_anew_while_they_lie_there(folder):
+    case = folder.done("a")
+    folder.review("a", "corrected")
+    image = case.image.read_bytes()
+    case.image.write_bytes(image + b"changed")
+    for plan in (folder.plan(case), folder.plan(case, settings=RunSettings(format="nii.gz"))):
+        assert plan.turns == () and [kept.name for kept, _ in plan.kept] == ["a"]
+    ((_, signature),) = folder.plan(case).kept
+    assert signature == folder.journal.entries()["a"].signature != case.signature()
+    (case_folder(folder.results, "a") / "mask.nrrd").unlink()
+    case.image.write_bytes(image)
+    assert folder.plan(case).reasons == {"output missing": 1}
+
+
+@pytest.mark.parametrize("status", ["open", "accepted"])
+def test_changed_masks_that_nobody_called_corrected_are_damaged(folder, status):
+    case = folder.done("a")
+    folder.review("a", status)
+    assert folder.plan(case).reasons == {"output damaged": 1}
 
 
 def test_other_names_settings_or_weights_are_computed_again_and_a_touched_image_is_not(folder):
