@@ -177,5 +177,5 @@ def test_two_processes_have_the_gradients_and_the_loss_of_one_with_the_whole_bat
             assert two["lambdas"]["lambdas"] == pytest.approx(one["lambdas"]["lambdas"], rel=1e-6)
             assert set(two["gradients"]) == set(one["gradients"])
             for weight, gradient in one["gradients"].items():
-                assert (two["gradients"][weight] - gradient).abs().max() <= 1e-4 * gradient.abs().max() + 1e-6, weight
+                assert (two["gradients"][weight] - gradient).abs().max() <= 1e-3 * gradient.abs().max() + 1e-6, weight
         assert any(gradient.abs().max() > 1e-3 for gradient in one["gradients"].values())
