@@ -29,9 +29,7 @@ def rectangle(row: int, column: int, height: int, width: int) -> np.ndarray:
 
 
 @settings(max_examples=60, deadline=None)
-@given(
-    row=st.integers(0, 255), column=st.integers(0, 255), height=st.integers(1, 256), width=st.integers(1, 256)
-)
+@given(row=st.integers(0, 255), column=st.integers(0, 255), height=st.integers(1, 256), width=st.integers(1, 256))
 def test_window_holds_what_is_marked_and_lies_on_whole_cells(row, column, height, width):
     marked = rectangle(row, column, height, width)
     window = window_around(marked)
