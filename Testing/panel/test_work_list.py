@@ -1,0 +1,378 @@
+"""The work list of a cohort over a real scene and real files: cases in order of doubt, loaded, marked, corrected."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+slicer = pytest.importorskip("slicer", reason="slicer-core has no wheel for this Python")
+pytest.importorskip("PySide6", reason="PySide6 shows the panel")
+
+import SimpleITK as sitk  # noqa: E402
+from MedZeroSegSlicer.segment_io import write_segment  # noqa: E402
+from MedZeroSegSlicer.work_list import WorkList  # noqa: E402
+from phantoms_of_panel import BODIES, SHAPE, body, grey_levels, oblique_grid  # noqa: E402
+
+from MedZeroSegLib.cohort.case_record import CaseRecord  # noqa: E402
+from MedZeroSegLib.cohort.review import mark, read_review, write_review  # noqa: E402
+from MedZeroSegLib.cohort.statistics import SegmentStatistics  # noqa: E402
+from MedZeroSegLib.errors import InputError, InstallationError  # noqa: E402
+from MedZeroSegLib.segment import Segment, Segmentation  # noqa: E402
+from MedZeroSegLib.segment_tags import PROVENANCE_TAG, TERMINOLOGY_TAG  # noqa: E402
+from MedZeroSegLib.vocabulary import ANATOMICAL_STRUCTURE, Code  # noqa: E402
+from MedZeroSegLib.volume import Volume  # noqa: E402
+from MedZeroSegLib.writers import write_segmentation  # noqa: E402
+
+LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
+CODES = {"liver": Code("SCT", "10200004", "Liver"), "spleen": Code("SCT", "78961009", "Spleen")}
+COLORS = {"liver": (221, 130, 101), "spleen": (157, 108, 162), "aorta": (224, 97, 76)}
+in_each_format = pytest.mark.parametrize("review", [".seg.nrrd", ".nii.gz"], indirect=True)
+DOUBTS = {"calm": 0.1, "doubtful": 0.8, "middling": 0.5}
+BOX = (15, 40, 6, 19, 2, 8)  # i, j, k; where a reviewer draws, beside no axis of symmetry
+
+
+def drawn() -> np.ndarray:
+    """What a reviewer draws in BOX, bool [k, j, i]: three arms that meet in a corner."""
+    mask = np.zeros((BOX[5] - BOX[4] + 1, BOX[3] - BOX[2] + 1, BOX[1] - BOX[0] + 1), bool)
+    mask[1, 1, 1:] = mask[1, 1:, 1] = mask[1:, 1, 1] = True
+    return mask
+
+
+def corrected() -> np.ndarray:
+    """The drawn mask on the whole grid."""
+    mask = np.zeros(SHAPE, bool)
+    mask[BOX[4] : BOX[5] + 1, BOX[2] : BOX[3] + 1, BOX[0] : BOX[1] + 1] = drawn()
+    return mask
+
+
+def write_image(path: Path) -> Path:
+    grid = LPS_TO_RAS @ oblique_grid()
+    image = sitk.GetImageFromArray(grey_levels())
+    image.SetSpacing(spacing := np.linalg.norm(grid[:3, :3], axis=0))
+    image.SetDirection((grid[:3, :3] / spacing).ravel())
+    image.SetOrigin(grid[:3, 3])
+    path.parent.mkdir(parents=True, exist_ok=True)
+    sitk.WriteImage(image, str(path))
+    return path
+
+
+def case(folder: Path, name: str, suffix: str) -> CaseRecord:
+    """One case as the run leaves it: image, masks, record."""
+    image = write_image(folder / "scans" / f"{name}.nii.gz")
+    segments = tuple(
+        Segment(
+            typed=key, name=key, found=True, score=0.7, mask=body(key), code=CODES.get(key),
+            category=ANATOMICAL_STRUCTURE, modifier=None, color=COLORS[key], slices=9,
+        )
+        for key in BODIES
+    )  # fmt: skip
+    volume = Volume(
+        voxels=grey_levels(), ijk_to_lps=LPS_TO_RAS @ oblique_grid(), modality="CT", dimension=3, path=image
+    )
+    result = Segmentation(
+        volume=volume, segments=segments, preset="lite", device="cpu", seconds={}, settings={}, weights=(),
+        version="1.2.3",
+    )  # fmt: skip
+    labels = f"cases/{name}/{name}{suffix}"
+    write_segmentation(result, folder / labels)
+    numbers = SegmentStatistics(
+        typed="liver", name="liver", found=True, side=None, code=None, score=0.7, voxels=1, volume_ml=1.0,
+        area_mm2=None, mean=None, sd=None, unit="HU", box_ijk=None, box_lps=None, centroid_ijk=None, centroid_lps=None,
+        slices=9, warnings=(), expected_dice=1 - DOUBTS[name], doubt=DOUBTS[name], mask_sha256="0",
+    )  # fmt: skip
+    return CaseRecord(case=name, image=str(image), status="done", segments=(numbers,), files={"labels": labels})
+
+
+@pytest.fixture
+def review(request, tmp_path: Path) -> Path:
+    """The review list of three cases, with masks in the format asked for."""
+    suffix = getattr(request, "param", ".seg.nrrd")
+    write_review([case(tmp_path, name, suffix) for name in DOUBTS], tmp_path / "review.csv")
+    return tmp_path / "review.csv"
+
+
+@pytest.fixture
+def work(module, review) -> WorkList:
+    return WorkList(review)
+
+
+def labels_of(work: WorkList) -> Path:
+    return work.file.parent / work.row.labels
+
+
+def voxels(work: WorkList, name: str) -> np.ndarray:
+    """A segment's voxels on the image's grid, bool [k, j, i]."""
+    segment_id = work.segmentation.GetSegmentation().GetSegmentIdBySegmentName(name)
+    return slicer.util.arrayFromSegmentBinaryLabelmap(work.segmentation, segment_id, work.volume) > 0
+
+
+def draw(work: WorkList, name: str = "liver") -> None:
+    """Replace a segment by what a reviewer draws."""
+    segment_id = work.segmentation.GetSegmentation().GetSegmentIdBySegmentName(name)
+    write_segment(work.segmentation, work.volume, segment_id, drawn(), BOX)
+
+
+def status(review: Path) -> dict[str, str]:
+    return {row.case: row.status for row in read_review(review)}
+
+
+def nodes(kind: str) -> list[str]:
+    return [node.GetName() for node in slicer.util.getNodesByClass(kind)]
+
+
+@in_each_format
+def test_cases_come_in_order_of_doubt_with_their_image_and_masks(work):
+    assert work.state.text == "3 of 3 cases are open." and not work.state.loaded
+    for number, name in enumerate(("doubtful", "middling", "calm"), start=1):
+        assert work.next() and work.row.case == name
+        assert work.state.text == f"{number} of 3, liver: expected Dice {1 - DOUBTS[name]:.2f}."
+        assert np.array_equal(slicer.util.arrayFromVolume(work.volume), grey_levels())
+        for key in BODIES:
+            assert np.array_equal(voxels(work, key), body(key)), key
+        work.accept()
+    assert not work.next() and set(status(work.file).values()) == {"accepted"}
+
+
+@in_each_format
+def test_masks_bear_names_colors_and_codes_and_belong_to_their_image(work):
+    work.next()
+    assert_dressed(work)
+    role = work.segmentation.GetReferenceImageGeometryReferenceRole()
+    assert work.segmentation.GetNodeReference(role) is work.volume
+
+
+def assert_dressed(work: WorkList) -> None:
+    """The segments bear their names, colors and codes."""
+    segmentation = work.segmentation.GetSegmentation()
+    assert segmentation.GetNumberOfSegments() == len(BODIES)
+    for number, key in enumerate(BODIES):
+        segment = segmentation.GetNthSegment(number)
+        assert segment.GetName() == key
+        assert np.allclose(np.multiply(segment.GetColor(), 255), COLORS[key])
+        assert key not in CODES or CODES[key].value in tag(segment, TERMINOLOGY_TAG)
+
+
+def tag(segment, key: str) -> str:
+    import vtk
+
+    value = vtk.reference("")
+    return str(value) if segment.GetTag(key, value) else ""
+
+
+def test_the_list_takes_only_out_of_the_scene_what_it_loaded(work, volume):
+    work.next()
+    work.next()
+    assert nodes("vtkMRMLScalarVolumeNode") == ["Abdomen CT", "middling"]
+    assert nodes("vtkMRMLSegmentationNode") == ["middling masks"]
+    assert len(nodes("vtkMRMLStorageNode")) <= 2  # of the one case
+
+
+def test_changed_masks_stay_in_the_scene_and_can_not_be_accepted(work):
+    work.next()
+    draw(work)
+    labels, before = labels_of(work), labels_of(work).read_bytes()
+    with pytest.raises(InputError, match=r"The masks of doubtful were changed here; press Corrected"):
+        work.accept()
+    work.next()
+    assert nodes("vtkMRMLSegmentationNode") == ["doubtful masks", "middling masks"]
+    assert nodes("vtkMRMLScalarVolumeNode") == ["doubtful", "middling"]
+    assert set(status(work.file).values()) == {"open"}
+    assert labels.read_bytes() == before
+
+
+@pytest.mark.parametrize("change", ["name", "color", "moved"])
+def test_names_colors_and_places_are_changes_too(work, change):
+    work.next()
+    segment = work.segmentation.GetSegmentation().GetNthSegment(0)
+    if change == "name":
+        segment.SetName("liver with lesion")
+    elif change == "color":
+        segment.SetColor(0.1, 0.2, 0.3)
+    else:
+        shift = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLLinearTransformNode")
+        work.volume.SetAndObserveTransformNodeID(shift.GetID())
+    assert work.is_changed
+
+
+@in_each_format
+def test_looking_is_no_change(work):
+    work.next()
+    work.segmentation.CreateClosedSurfaceRepresentation()
+    work.segmentation.GetDisplayNode().SetSegmentVisibility(
+        work.segmentation.GetSegmentation().GetNthSegmentID(1), False
+    )
+    work.volume.GetDisplayNode().SetAutoWindowLevel(False)
+    work.volume.GetDisplayNode().SetWindowLevel(400, 40)
+    assert not work.is_changed
+    work.accept()
+
+
+def test_an_image_that_other_segments_belong_to_stays(work):
+    work.next()
+    own = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLSegmentationNode", "my own")
+    own.SetReferenceImageGeometryParameterFromVolumeNode(work.volume)
+    work.next()
+    assert nodes("vtkMRMLScalarVolumeNode") == ["doubtful", "middling"]
+    assert nodes("vtkMRMLSegmentationNode") == ["my own", "middling masks"]
+
+
+@in_each_format
+def test_corrected_masks_replace_the_file_and_come_back_on_the_right_voxels(work):
+    work.next()
+    draw(work)
+    work.correct()
+    assert status(work.file) == {"doubtful": "corrected", "middling": "open", "calm": "open"}
+    assert not work.is_changed
+    files = {path.name for path in labels_of(work).parent.iterdir()}
+    assert files - {"doubtful.labels.json"} == {labels_of(work).name}  # nothing is left over
+    work.next()
+    mark(work.file, "doubtful", "open")
+    again = WorkList(work.file)
+    again.next()
+    assert again.row.case == "doubtful"
+    assert np.array_equal(voxels(again, "liver"), corrected())
+    for key in ("spleen", "aorta"):
+        assert np.array_equal(voxels(again, key), body(key) & ~hidden(work, key)), key
+    assert_dressed(again)
+
+
+def hidden(work: WorkList, key: str) -> np.ndarray:
+    """Voxels that a label map leaves to the smaller of two segments."""
+    is_map = work.row.labels.endswith(".nii.gz")
+    smaller = corrected().sum() < body(key).sum()
+    return corrected() if is_map and smaller else np.zeros(SHAPE, bool)
+
+
+@in_each_format
+def test_corrected_file_lies_on_the_image_for_readers_outside_slicer(work):
+    work.next()
+    draw(work)
+    work.correct()
+    saved = sitk.ReadImage(str(labels_of(work)))
+    image = sitk.ReadImage(work.row.image)
+    values = sitk.GetArrayFromImage(saved)
+    inside = np.argwhere(values.reshape(values.shape[:3]) == 1 if values.ndim == 3 else values[..., 0] == 1)
+    points = [saved.TransformIndexToPhysicalPoint([int(n) for n in index[::-1]]) for index in inside]
+    indices = {tuple(round(n) for n in image.TransformPhysicalPointToContinuousIndex(point)) for point in points}
+    assert indices == {tuple(int(n) for n in index[::-1]) for index in np.argwhere(corrected())}
+
+
+def test_provenance_survives_a_correction(work):
+    work.next()
+    before = tag(work.segmentation.GetSegmentation().GetNthSegment(0), PROVENANCE_TAG)
+    draw(work)
+    work.correct()
+    mark(work.file, "doubtful", "open")
+    again = WorkList(work.file)
+    again.next()
+    assert json.loads(before)["name"] == "liver"
+    assert tag(again.segmentation.GetSegmentation().GetNthSegment(0), PROVENANCE_TAG) == before
+
+
+@pytest.mark.parametrize("review", [".nii.gz"], indirect=True)
+def test_label_map_keeps_its_header_and_its_table_tells_what_is_true_now(work):
+    import gzip
+
+    work.next()
+    header = gzip.decompress(labels_of(work).read_bytes())[:352]
+    segmentation = work.segmentation.GetSegmentation()
+    draw(work)
+    segmentation.GetNthSegment(1).SetName("spleen, whole")
+    segment_id = segmentation.AddEmptySegment("", "lesion", (0, 1, 0))
+    write_segment(work.segmentation, work.volume, segment_id, np.ones((1, 2, 3), bool), (50, 52, 10, 11, 20, 20))
+    work.correct()
+    assert gzip.decompress(labels_of(work).read_bytes())[:352] == header
+    rows = json.loads(labels_of(work).with_name("doubtful.labels.json").read_text())["labels"]
+    assert [(row["value"], row["name"]) for row in rows] == [
+        (1, "liver"), (2, "spleen, whole"), (3, "aorta"), (4, "lesion"),
+    ]  # fmt: skip
+    assert rows[0]["voxels"] == corrected().sum() and rows[0]["code"]["value"] == CODES["liver"].value
+    assert rows[3] | {"voxels": 6, "color": [0, 255, 0], "found": True} == rows[3]
+    values = sitk.GetArrayFromImage(sitk.ReadImage(str(labels_of(work))))
+    assert np.argwhere(values == 4).tolist() == [[20, j, i] for j in (10, 11) for i in (50, 51, 52)]
+
+
+def test_time_spent_is_added_to_the_case(work):
+    work.next()
+    time.sleep(0.3)
+    work.accept()
+    seconds = {row.case: row.seconds for row in read_review(work.file)}
+    assert 0.2 <= seconds["doubtful"] < 30 and seconds["calm"] is None
+
+
+def test_cases_that_others_marked_meanwhile_are_passed_over(work):
+    work.next()
+    mark(work.file, "middling", "accepted")
+    work.next()
+    assert work.row.case == "calm"
+    work.next()
+    assert work.row.case == "doubtful"  # which is still open
+
+
+@pytest.mark.parametrize(("lost", "word"), [("image", "image"), ("labels", "masks")])
+def test_a_missing_file_is_named_in_one_sentence_and_the_next_case_can_be_had(work, lost, word):
+    name = getattr(read_review(work.file)[0], lost)
+    (work.file.parent / name).unlink()
+    with pytest.raises(InputError, match=f"The {word} '.*doubtful.*' of doubtful (is|are) missing") as told:
+        work.next()
+    assert name in str(told.value) and "\n" not in str(told.value)
+    assert not work.state.loaded and nodes("vtkMRMLScalarVolumeNode") == []
+    with pytest.raises(InputError, match="No case is loaded"):
+        work.accept()
+    assert work.next() and work.row.case == "middling"
+
+
+@in_each_format
+def test_a_damaged_masks_file_is_named_and_leaves_nothing_in_the_scene(work):
+    labels = work.file.parent / read_review(work.file)[0].labels
+    labels.write_bytes(b"no masks")
+    with pytest.raises(InputError, match="cannot be read as masks"):
+        work.next()
+    assert nodes("vtkMRMLScalarVolumeNode") == nodes("vtkMRMLSegmentationNode") == []
+
+
+@in_each_format
+def test_another_image_under_the_name_is_refused(work):
+    image = Path(read_review(work.file)[0].image)
+    other = sitk.ReadImage(str(image))
+    other.SetOrigin([value + 2 for value in other.GetOrigin()])
+    sitk.WriteImage(other, str(image))
+    with pytest.raises(InputError, match="is not the image that the masks"):
+        work.next()
+    assert nodes("vtkMRMLScalarVolumeNode") == nodes("vtkMRMLSegmentationNode") == []
+
+
+@in_each_format
+def test_a_folder_that_refuses_leaves_the_old_masks_and_the_case_open(work, monkeypatch):
+    work.next()
+    draw(work)
+    before = labels_of(work).read_bytes()
+
+    def refuse(*_paths):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.replace", refuse)
+    with pytest.raises(InstallationError, match="no space left on device"):
+        work.correct()
+    monkeypatch.undo()
+    assert labels_of(work).read_bytes() == before and status(work.file)["doubtful"] == "open"
+    assert work.is_changed
+    work.correct()
+    assert status(work.file)["doubtful"] == "corrected"
+
+
+def test_a_scene_that_was_closed_is_no_hindrance(work):
+    work.next()
+    slicer.mrmlScene.Clear()
+    assert not work.state.loaded
+    assert work.next() and work.row.case == "middling"
+
+
+def test_a_file_that_is_no_list_is_told(tmp_path, module):
+    (tmp_path / "review.csv").write_text("a,b\n1,2\n")
+    with pytest.raises(InputError, match="is no review list"):
+        WorkList(tmp_path / "review.csv")
