@@ -30,6 +30,7 @@ from MedZeroSegSlicer.scene_choice import belongs_to, result_of
 from MedZeroSegSlicer.segmentation_run import Settings
 from MedZeroSegSlicer.self_test import MedZeroSegTest
 from MedZeroSegSlicer.volumes import VolumeState
+from MedZeroSegSlicer.work_list_panel import WorkListPanel
 from slicer.i18n import tr as _
 from slicer.i18n import translate
 from slicer.ScriptedLoadableModule import ScriptedLoadableModule, ScriptedLoadableModuleWidget
@@ -110,6 +111,7 @@ class MedZeroSegWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         self.ui.weightsFolderEdit.filters = ctk.ctkPathLineEdit.Dirs
         self.ui.weightsFolderEdit.currentPath = preference("weightsFolder")
         self._connect()
+        self.workListPanel = WorkListPanel(self.ui, lambda: self.parameters, lambda: self.logic.run.state.under_way)
         self.addObserver(slicer.mrmlScene, slicer.mrmlScene.StartCloseEvent, self.onSceneStartClose)
         self.addObserver(slicer.mrmlScene, slicer.mrmlScene.EndCloseEvent, self.onSceneEndClose)
         self.addObserver(slicer.mrmlScene, slicer.mrmlScene.NodeAddedEvent, self.chooseVolume)
@@ -252,6 +254,7 @@ class MedZeroSegWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
             for key, value in vars(control).items():
                 if value is not None:
                     setattr(getattr(self.ui, name), key, value)
+        self.workListPanel.refresh()
         for shortcut in self._shortcuts[2:]:
             shortcut.enabled = self.ui.cancelButton.enabled
 
