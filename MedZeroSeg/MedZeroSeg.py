@@ -18,6 +18,7 @@ import qt
 import slicer
 import vtk
 from MedZeroSegSlicer.choices import Device, Modality, Models
+from MedZeroSegSlicer.correction_panel import CorrectionPanel
 from MedZeroSegSlicer.install import consent_text, fetch_text
 from MedZeroSegSlicer.logic import MedZeroSegLogic
 from MedZeroSegSlicer.names_review import Review, insert_names, name_at, name_lists, replace_name, review_names
@@ -111,6 +112,7 @@ class MedZeroSegWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         self.ui.weightsFolderEdit.filters = ctk.ctkPathLineEdit.Dirs
         self.ui.weightsFolderEdit.currentPath = preference("weightsFolder")
         self._connect()
+        self.correctionPanel = CorrectionPanel(self.ui, self.logic, lambda: self.parameters, self.settings)
         self.workListPanel = WorkListPanel(self.ui, lambda: self.parameters, lambda: self.logic.run.state.under_way)
         self.addObserver(slicer.mrmlScene, slicer.mrmlScene.StartCloseEvent, self.onSceneStartClose)
         self.addObserver(slicer.mrmlScene, slicer.mrmlScene.EndCloseEvent, self.onSceneEndClose)
@@ -148,7 +150,10 @@ class MedZeroSegWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         self.examine()
         self.chooseVolume()
         parent = slicer.util.mainWindow() or self.parent
-        for keys, slot in (("Ctrl+Return", self.onRun), ("Ctrl+Enter", self.onRun), ("Esc", self.logic.cancel)):
+        for keys, slot in (
+            ("N", self.ui.doubtButton.click), ("A", self.ui.acceptButton.click),
+            ("Ctrl+Return", self.onRun), ("Ctrl+Enter", self.onRun), ("Esc", self.logic.cancel),
+        ):  # fmt: skip
             shortcut = qt.QShortcut(qt.QKeySequence(keys), parent)
             shortcut.connect("activated()", slot)
             self._shortcuts.append(shortcut)
@@ -170,12 +175,14 @@ class MedZeroSegWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
     def cleanup(self) -> None:
         """Slicer unloads the module."""
         self.exit()
+        self.correctionPanel.close()
         self.useParameters(None)
         self.removeObservers()
         self.logic.close()
 
     def onSceneStartClose(self, *_event: Any) -> None:
         """The user closes the scene: nothing may write into it any more."""
+        self.correctionPanel.close()
         self.logic.run.abandon()
         self.useParameters(None)
 
@@ -254,8 +261,9 @@ class MedZeroSegWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
             for key, value in vars(control).items():
                 if value is not None:
                     setattr(getattr(self.ui, name), key, value)
+        self.correctionPanel.refresh()
         self.workListPanel.refresh()
-        for shortcut in self._shortcuts[2:]:
+        for shortcut in self._shortcuts[-1:]:  # Esc
             shortcut.enabled = self.ui.cancelButton.enabled
 
     def facts(self) -> Facts:

@@ -55,7 +55,7 @@ def segment_tags(
     """Tags of a segment that nobody has reviewed yet; ``record`` as ``provenance_record`` makes it."""
     tags = {
         FOUND_TAG: "true" if found else "false",
-        PROVENANCE_TAG: _without_bars(json.dumps(record, ensure_ascii=False)),
+        PROVENANCE_TAG: provenance_text(record),
         STATUS_TAG: STATUS_UNREVIEWED if found else STATUS_NOTHING_YET,
     }
     if category and code:
@@ -63,9 +63,9 @@ def segment_tags(
     return tags
 
 
-def _without_bars(text: str) -> str:
-    """JSON without ``|``, which ends a tag in the file."""
-    return text.replace("|", "\\u007c")
+def provenance_text(record: Mapping[str, Any]) -> str:
+    """A record as the text of its tag: JSON without ``|``, which ends a tag in the file."""
+    return json.dumps(record, ensure_ascii=False).replace("|", "\\u007c")
 
 
 def terminology_entry(category: Code, code: Code, modifier: Code | None) -> str:

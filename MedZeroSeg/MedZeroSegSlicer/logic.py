@@ -13,6 +13,7 @@ from slicer.ScriptedLoadableModule import ScriptedLoadableModuleLogic
 from MedZeroSegLib.errors import InstallationError
 
 from .choices import Device, Modality, Models
+from .correction import Correction
 from .install import Setup, examine, install
 from .names_review import review_names
 from .parameters import MedZeroSegParameterNode
@@ -40,6 +41,7 @@ class MedZeroSegLogic(ScriptedLoadableModuleLogic):
     Attributes
     ----------
     run : the engine and its run; ``run.state`` tells what has come of it.
+    correction : the segment that is corrected by hand, with the same engine.
     setup : what is missing on this machine, as ``examine`` found it.
     onChanged : called when the state has changed.
     """
@@ -48,6 +50,8 @@ class MedZeroSegLogic(ScriptedLoadableModuleLogic):
         ScriptedLoadableModuleLogic.__init__(self)
         self.onChanged: Callable[[], None] = lambda: None
         self.run = SegmentationRun(worker or worker_command(), slicer.util.startupEnvironment())
+        self.correction = Correction(self.run)
+        self.correction.on_changed = lambda: self.onChanged()
         self.setup = Setup()
         self._models = Models.LITE  # those that were examined
         self._described: tuple[Any, VolumeState] | None = None
@@ -106,17 +110,17 @@ class MedZeroSegLogic(ScriptedLoadableModuleLogic):
         """Begin a run, as `SegmentationRun.start`; ``onChanged`` and ``run.state`` tell what comes of it."""
         load_terminology()
         self.run.start(volume, names, settings, *arguments, **options)
-        self._watch()
+        self.watch()
 
     def check(self, settings: Settings) -> None:
         """Begin the engine's self-check."""
         self.run.check(settings)
-        self._watch()
+        self.watch()
 
     def fetch(self, settings: Settings) -> None:
         """Begin to download the model files that are missing; the user has agreed."""
         self.run.fetch(settings)
-        self._watch()
+        self.watch()
 
     def cancel(self) -> None:
         """Stop the run; what is in the scene stays."""
@@ -138,14 +142,16 @@ class MedZeroSegLogic(ScriptedLoadableModuleLogic):
         self._timer.stop()
         self.run.close()
 
-    def _watch(self) -> None:
+    def watch(self) -> None:
+        """Listen to the engine from now on, until nothing is under way."""
         self._timer.start()
         self.onChanged()
 
     def poll(self) -> None:
         """Take in what the engine has sent."""
         before = self.run.state
-        if not self.run.poll():
+        waits = self.run.poll()
+        if not (self.correction.poll() or waits):
             self._timer.stop()
         if before.phase is Phase.FETCHING and not self.run.state.under_way:
             self.examine(self._models)

@@ -13,7 +13,7 @@ import numpy as np
 
 from MedZeroSegLib.errors import InputError
 from MedZeroSegLib.extent import EMPTY_EXTENT, Extent, crop, mask_extent, mask_sha256
-from MedZeroSegLib.segment_tags import PROVENANCE_TAG, TERMINOLOGY_TAG, segment_tags
+from MedZeroSegLib.segment_tags import PROVENANCE_TAG, TERMINOLOGY_TAG, provenance_text, segment_tags
 
 from .scene_undo import SceneUndo
 from .terminology import code_of, entry_in_slicer
@@ -24,12 +24,15 @@ __all__ = [
     "add_result",
     "create_segmentation",
     "prepare_segmentation",
+    "keep_provenance",
     "provenance_of",
+    "read_on_grid",
     "read_segment",
     "write_segment",
 ]
 
 FILL_OPACITY = 0.4  # with an outline; the anatomy stays visible under the mask
+DOUBT_DIGITS = 3  # kept of a slice's doubt, 0..1
 GRID_TOLERANCE = 1e-4  # of a voxel; the digits that a grid may lose in a file
 FRESH_STATUSES = ("NotStarted", "InProgress")  # any other status is the user's word
 
@@ -149,6 +152,19 @@ def read_segment(segmentation_node: Any, volume_node: Any, segment_id: str) -> t
     return crop(mask, extent), _moved(extent, shift + labelmap.GetExtent()[::2])
 
 
+def read_on_grid(segmentation_node: Any, volume_node: Any, segment_id: str) -> tuple[np.ndarray, Extent, bool]:
+    """As ``read_segment``, but for any segment, and whether it had to be resampled for it (by the nearest voxels)."""
+    voxels = read_segment(segmentation_node, volume_node, segment_id)
+    if voxels is not None:
+        return *voxels, False
+    i, j, k = volume_node.GetImageData().GetDimensions()
+    whole: Extent = (0, i - 1, 0, j - 1, 0, k - 1)
+    reference = _box_image(segmentation_node, volume_node, np.zeros((k, j, i), bool), whole)
+    mask = _resampled(segmentation_node, segment_id, reference, (k, j, i))
+    extent = mask_extent(mask)
+    return (np.zeros((0, 0, 0), bool) if extent == EMPTY_EXTENT else crop(mask, extent)), extent, True
+
+
 def _box_image(segmentation_node: Any, volume_node: Any, inside: np.ndarray, box: Extent) -> Any:
     """The voxels of a box as vtkOrientedImageData where the segmentation node has them."""
     import slicer
@@ -230,6 +246,9 @@ def add_result(
     box: Extent = tuple(event["box"])
     record = dict(event["provenance"])
     name = record.setdefault("name", event["name"])
+    if event.get("slice_doubt") is not None:
+        doubt = [round(float(value), DOUBT_DIGITS) for value in event["slice_doubt"]]
+        record.update(slice_axis=event["slice_axis"], slice_doubt=doubt)
     earlier = _replaceable(segmentation_node, volume_node, record)
     if stay_out:
         record["stays_out_of_other_segments"] = True
@@ -322,6 +341,11 @@ def provenance_of(segment: Any) -> dict[str, Any]:
     return made if isinstance(made, dict) else {}
 
 
+def keep_provenance(segment: Any, record: Mapping[str, Any]) -> None:
+    """Write a record into our tag of a vtkSegment."""
+    segment.SetTag(PROVENANCE_TAG, provenance_text(record))
+
+
 def _is_fresh(segment: Any) -> bool:
     import slicer
 
@@ -333,22 +357,29 @@ def _taken(
     segmentation_node: Any, volume_node: Any, box: Extent, shape: tuple[int, ...], apart_from: str | None
 ) -> np.ndarray:
     """Where other segments lie in a box, bool [k, j, i]; those on another grid by their nearest voxels."""
-    import slicer
-    from vtk.util.numpy_support import vtk_to_numpy
-
     taken = np.zeros(shape, bool)
     reference = _box_image(segmentation_node, volume_node, taken, box)
     for segment_id in segmentation_node.GetSegmentation().GetSegmentIDs():
         labelmap = segmentation_node.GetBinaryLabelmapInternalRepresentation(segment_id)
         if segment_id == apart_from or labelmap is None or labelmap.GetNumberOfPoints() == 0:
             continue
-        in_box = slicer.vtkOrientedImageData()
-        if slicer.vtkOrientedImageDataResample.ResampleOrientedImageToReferenceOrientedImage(
-            labelmap, reference, in_box
-        ):
-            label = segmentation_node.GetSegmentation().GetSegment(segment_id).GetLabelValue()
-            taken |= vtk_to_numpy(in_box.GetPointData().GetScalars()).reshape(shape) == label
+        taken |= _resampled(segmentation_node, segment_id, reference, shape)
     return taken
+
+
+def _resampled(segmentation_node: Any, segment_id: str, reference: Any, shape: tuple[int, ...]) -> np.ndarray:
+    """A segment's voxels on the grid of a vtkOrientedImageData, bool [k, j, i], each by the nearest one."""
+    import slicer
+    from vtk.util.numpy_support import vtk_to_numpy
+
+    labelmap = segmentation_node.GetBinaryLabelmapInternalRepresentation(segment_id)
+    there = slicer.vtkOrientedImageData()
+    if not slicer.vtkOrientedImageDataResample.ResampleOrientedImageToReferenceOrientedImage(
+        labelmap, reference, there
+    ):
+        return np.zeros(shape, bool)
+    label = segmentation_node.GetSegmentation().GetSegment(segment_id).GetLabelValue()
+    return vtk_to_numpy(there.GetPointData().GetScalars()).reshape(shape) == label
 
 
 @contextmanager

@@ -71,6 +71,7 @@ class SegmentationRun:
     segmentation : the node that results go into; None until there is one.
     log : the last lines that the engine wrote.
     on_segmentation : called with a segmentation node that a run had to make.
+    on_other : called with the engine's events of requests that are no run's.
     """
 
     def __init__(self, command: Sequence[str], environment: Mapping[str, str] | None = None) -> None:
@@ -78,7 +79,8 @@ class SegmentationRun:
         self.segmentation: Any = None
         self.log: deque[str] = deque(maxlen=LOG_LINES)
         self.on_segmentation: Callable[[Any], None] = lambda node: None
-        self._engine = EngineProcess(list(command), self._on_event, self._on_log, environment)
+        self.on_other: Callable[[Mapping[str, Any]], None] = lambda event: None
+        self.engine = EngineProcess(list(command), self._on_event, self._on_log, environment)
         self._files = ScratchFolder()
         self._volume: Any = None
         self._frames: FrameResults | None = None  # of a run over all frames of a sequence
@@ -146,12 +148,12 @@ class SegmentationRun:
     def check(self, settings: Settings) -> None:
         """Begin the engine's self-check; its answer becomes ``state.ready_line``."""
         self._begin(Phase.CHECKING)
-        self._id = self._engine.submit({"cmd": "check", **settings.message()})
+        self._id = self.engine.submit({"cmd": "check", **settings.message()})
 
     def fetch(self, settings: Settings) -> None:
         """Begin to download the model files that are missing, in the engine's process."""
         self._begin(Phase.FETCHING, code="downloading")
-        self._id = self._engine.submit({"cmd": "fetch", **settings.message()})
+        self._id = self.engine.submit({"cmd": "fetch", **settings.message()})
 
     def cancel(self) -> None:
         """Stop; what is in the scene stays."""
@@ -159,13 +161,13 @@ class SegmentationRun:
             return
         self.state = replace(self.state, phase=Phase.CANCELLING)
         if self._id is not None:
-            self._engine.cancel()
+            self.engine.cancel()
 
     def abandon(self) -> None:
         """Stop because the image is gone: nothing more is written, whatever the engine still sends."""
         if self.state.under_way:
             if self._id is not None:
-                self._engine.cancel()
+                self.engine.cancel()
             self.state = replace(self.state, phase=Phase.CANCELLED)
         self._id = self._message = self._volume = self._frames = None
         self._choose(None)
@@ -176,17 +178,17 @@ class SegmentationRun:
             self._submit()
         if self.state.under_way and self._request and not self._volume_is_there():
             self.abandon()
-        waits = self._engine.poll()
+        waits = self.engine.poll()
         return waits or self.state.under_way or self._writer is not None
 
     def free(self) -> None:
         """End the engine's process, with all memory that it holds."""
-        self._engine.close()
+        self.engine.close()
 
     def close(self) -> None:
         """End for good: no process, no files."""
         self.abandon()
-        self._engine.close()
+        self.engine.close()
         if self._writer is not None:
             self._writer.join()
         self._files.close()
@@ -194,7 +196,7 @@ class SegmentationRun:
     @property
     def warm(self) -> bool:
         """Whether an engine process is there."""
-        return self._engine.running
+        return self.engine.running
 
     # Undo
 
@@ -208,6 +210,25 @@ class SegmentationRun:
         if self.can_undo and self._undo is not None:
             self._undo.undo()
             self.state = RunState()
+
+    def take_back(self) -> None:
+        """Take the last step back, of a run or a correction; what the last run told stays."""
+        if self.can_undo and self._undo is not None:
+            self._undo.undo()
+
+    def history(self, segmentation: Any, volume: Any) -> SceneUndo:
+        """The undo of a segmentation, which runs and corrections share; a new step begins."""
+        if self.state.under_way:
+            raise RuntimeError("a run is under way")
+        self._frames, self._volume = None, volume
+        self._choose(segmentation)
+        assert isinstance(self._undo, SceneUndo)
+        return self._undo
+
+    @property
+    def folder(self) -> Path:
+        """Where arrays lie for the engine; it goes with the run."""
+        return self._files.path
 
     # What happens between
 
@@ -231,7 +252,7 @@ class SegmentationRun:
             text = _("The image could not be handed to the engine ({reason}); make room on the disk and try again.")
             self.state = failed(self.state, "installation", text.format(reason=writer.fault.strerror or writer.fault))
         else:
-            self._id = self._engine.submit(message)
+            self._id = self.engine.submit(message)
 
     def _on_log(self, line: str) -> None:
         self.log.append(line)
@@ -239,6 +260,7 @@ class SegmentationRun:
 
     def _on_event(self, event: Mapping[str, Any]) -> None:
         if event.get("id") != self._id or not self.state.under_way:
+            self.on_other(event)
             return
         if event["event"] == "segment" and event["found"] and not self._write(event):
             return
@@ -303,7 +325,7 @@ class SegmentationRun:
         return _("The image was changed while it was segmented; press Segment to try again.")
 
     def _give_up(self, code: str, sentence: str) -> None:
-        self._engine.cancel()
+        self.engine.cancel()
         self._id = None
         self.state = failed(self.state, code, sentence)
 

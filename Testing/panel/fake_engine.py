@@ -2,7 +2,7 @@
 
 The environment variable FAKE_ENGINE_PLAN names the plan's file, JSON with any of
 
-- seconds_loading, seconds_per_slice: how long these take
+- seconds_loading, seconds_per_slice, seconds_opening, seconds_editing, seconds_spreading: how long these take
 - fault: abort, deaf, error, installation, mask, memory or print
 - at: the name at which the fault happens; without it, before the first
 
@@ -23,8 +23,10 @@ from typing import Any
 ROOT = Path(__file__).parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "MedZeroSeg")]
 
+import fake_editing  # noqa: E402
 from MedZeroSegSlicer import stand_in_engine  # noqa: E402
 
+from MedZeroSegLib.edit_protocol import EDIT_COMMANDS  # noqa: E402
 from MedZeroSegLib.errors import InstallationError  # noqa: E402
 from MedZeroSegLib.request_loop import Report, serve  # noqa: E402
 
@@ -40,6 +42,9 @@ def ask(message: Mapping[str, Any], report: Report) -> dict[str, Any]:
     if message["cmd"] in ("check", "forget"):
         return {"check": stand_in_engine.check, "forget": stand_in_engine.forget}[message["cmd"]](message, report)
 
+    if message["cmd"].startswith("edit"):
+        return correct(message, report, plan)
+
     def step(code: str, name: str) -> None:
         if plan.get("fault") and (code, name) == ("segmenting" if "at" in plan else "encoding", plan.get("at", "")):
             fail(plan["fault"])
@@ -50,6 +55,16 @@ def ask(message: Mapping[str, Any], report: Report) -> dict[str, Any]:
         return stand_in_engine.fetch(message, report, step)
     misplaced = plan["at"] if plan.get("fault") == "mask" else None
     return stand_in_engine.segment(message, Misplacing(report, misplaced), step)
+
+
+def correct(message: Mapping[str, Any], report: Report, plan: Mapping[str, Any]) -> dict[str, Any]:
+    """A request of correcting by hand; faults happen in "edit" alone."""
+    if message["cmd"] == "edit-end":
+        return fake_editing.end_edit(message, report)
+    if message["cmd"] == "edit" and plan.get("fault"):
+        fail(plan["fault"])
+    answer = fake_editing.start_edit if message["cmd"] == "edit-start" else fake_editing.edit
+    return answer(message, report, lambda what: wait(report, plan.get(f"seconds_{what}", 0)))
 
 
 def fail(fault: str) -> None:
@@ -93,4 +108,4 @@ class Misplacing:
 
 if __name__ == "__main__":
     PLAN.with_suffix(".pid").write_text(str(os.getpid()), encoding="utf-8")
-    serve({"segment": ask, "check": ask, "fetch": ask, "forget": ask})
+    serve({"segment": ask, "check": ask, "fetch": ask, "forget": ask} | dict.fromkeys(EDIT_COMMANDS, ask))

@@ -6,7 +6,7 @@ from __future__ import annotations
 from typing import Any
 
 from PySide6 import QtCore, QtGui, QtWidgets
-from pythonqt import adapt, with_habits
+from pythonqt import adapt, connect, with_habits
 
 STATUS_WORDS = ("Not started", "In progress", "Completed", "Flagged")
 
@@ -223,6 +223,12 @@ class qMRMLSegmentsTableView(adapt(QtWidgets.QTableWidget)):
         rows = sorted({index.row() for index in self.selectedIndexes()})
         return [self._node.GetSegmentation().GetNthSegmentID(row) for row in rows] if self._node else []
 
+    def setSelectedSegmentIDs(self, ids: list[str]) -> None:
+        self.clearSelection()
+        segmentation = self._node.GetSegmentation()
+        for segment_id in ids:
+            self.selectRow(segmentation.GetSegmentIndex(segment_id))
+
     def _jump(self) -> None:
         import slicer
 
@@ -230,6 +236,17 @@ class qMRMLSegmentsTableView(adapt(QtWidgets.QTableWidget)):
         if chosen and QtCore.QObject.property(self, "jumpToSelectedSegmentEnabled"):
             center = self._node.GetSegmentCenterRAS(chosen[0])
             slicer.vtkMRMLSliceNode.JumpAllSlices(slicer.mrmlScene, *center)
+
+
+def _connect_selection(self: Any, signature: str, slot: Any) -> bool:
+    """Slicer's table has a signal of the name that Qt's own table has for a slot."""
+    if signature.startswith("selectionChanged("):
+        self.itemSelectionChanged.connect(lambda: slot(None, None))
+        return True
+    return connect(self, signature, slot)
+
+
+qMRMLSegmentsTableView.connect = _connect_selection
 
 
 @with_habits
