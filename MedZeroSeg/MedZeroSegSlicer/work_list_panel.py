@@ -34,6 +34,7 @@ class WorkListPanel:
         self._ui, self._chosen, self._busy = ui, chosen, busy
         self.work: WorkList | None = None
         self._said = ""
+        self._shown: Any = None  # the masks that were handed to the panel last
         for button, slot in (
             (ui.openListButton, self.onOpen), (ui.nextCaseButton, self.onNext),
             (ui.acceptCaseButton, self.onAccept), (ui.correctedCaseButton, self.onCorrected),
@@ -116,8 +117,9 @@ class WorkListPanel:
     def _choose(self) -> None:
         """The case's image and masks become those of the panel and of the slice views."""
         parameters, work = self._chosen(), self.work
-        if parameters is None or work is None or not work.is_loaded or parameters.inputVolume is work.volume:
+        if parameters is None or work is None or not work.is_loaded or work.segmentation is self._shown:
             return
+        self._shown = work.segmentation
         parameters.inputVolume = work.volume
         parameters.segmentation = work.segmentation
         application = slicer.app.applicationLogic()

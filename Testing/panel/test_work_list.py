@@ -376,3 +376,92 @@ def test_a_file_that_is_no_list_is_told(tmp_path, module):
     (tmp_path / "review.csv").write_text("a,b\n1,2\n")
     with pytest.raises(InputError, match="is no review list"):
         WorkList(tmp_path / "review.csv")
+
+
+# In the panel
+
+
+@pytest.fixture
+def listed(panel, review, monkeypatch):
+    """The panel with the list opened by its button, and its section unfolded."""
+    import qt
+
+    monkeypatch.setattr(qt.QFileDialog, "getOpenFileName", lambda *_arguments: str(review))
+    panel.ui.workListSection.collapsed = False
+    panel.click("openListButton")
+    return panel
+
+
+def test_section_is_folded_and_asks_for_a_list(panel):
+    assert panel.ui.workListSection.collapsed
+    assert panel.ui.openListButton.enabled
+    for name in ("nextCaseButton", "acceptCaseButton", "correctedCaseButton"):
+        button = getattr(panel.ui, name)
+        assert not button.enabled and button.toolTip == "Open the review.csv of a cohort first."
+
+
+def test_opened_list_shows_its_first_case_as_the_image_and_the_result(listed):
+    work, parameters = listed.widget.workListPanel.work, listed.widget.parameters
+    assert listed.ui.workListLabel.text == "1 of 3, liver: expected Dice 0.20."
+    assert parameters.inputVolume is work.volume and parameters.segmentation is work.segmentation
+    assert listed.segments == list(BODIES)
+    selection = slicer.app.applicationLogic().GetSelectionNode()
+    assert selection.GetActiveVolumeID() == work.volume.GetID()
+    listed.picture("work-list", height=900)
+
+
+def test_accept_and_corrected_go_on_to_the_next_case_until_all_are_reviewed(listed, review):
+    work = listed.widget.workListPanel.work
+    listed.click("acceptCaseButton")
+    assert work.row.case == "middling" and listed.widget.parameters.inputVolume is work.volume
+    draw(work)
+    listed.click("acceptCaseButton")
+    assert "The masks of middling were changed here" in listed.ui.workListLabel.text
+    listed.click("correctedCaseButton")
+    assert listed.ui.workListLabel.text == "3 of 3, liver: expected Dice 0.90."
+    listed.click("acceptCaseButton")
+    assert listed.ui.workListLabel.text.endswith("All cases of this list are reviewed.")
+    assert status(review) == {"doubtful": "accepted", "middling": "corrected", "calm": "accepted"}
+    assert not listed.ui.nextCaseButton.enabled
+
+
+def test_keys_work_while_the_section_is_open(listed, review):
+    from PySide6 import QtCore, QtTest
+
+    work = listed.widget.workListPanel.work
+
+    def press(key, until) -> None:
+        listed.parent.activateWindow()
+        listed.qapp.processEvents()
+        QtTest.QTest.keyClick(listed.ui.workListLabel, key, QtCore.Qt.AltModifier)
+        listed.spin(until)  # Qt shows the button pressed for a moment
+
+    press(QtCore.Qt.Key_N, lambda: work.row.case == "middling")
+    press(QtCore.Qt.Key_A, lambda: work.row.case == "calm")
+    draw(work)
+    press(QtCore.Qt.Key_C, lambda: work.row.case == "doubtful")
+    assert status(review) == {"doubtful": "open", "middling": "accepted", "calm": "corrected"}
+
+
+def test_next_leaves_changed_masks_in_the_scene_and_says_so(listed):
+    draw(listed.widget.workListPanel.work)
+    listed.click("nextCaseButton")
+    assert listed.ui.workListLabel.text.endswith("The changed masks of doubtful stay in the scene; they are not saved.")
+
+
+def test_missing_file_is_told_in_the_section(listed, review):
+    Path(read_review(review)[1].image).unlink()
+    listed.click("nextCaseButton")
+    assert "The image '" in listed.ui.workListLabel.text and "middling.nii.gz" in listed.ui.workListLabel.text
+    assert not listed.ui.acceptCaseButton.enabled and listed.ui.nextCaseButton.enabled
+    listed.click("nextCaseButton")
+    assert listed.widget.workListPanel.work.row.case == "calm"
+
+
+def test_list_rests_while_the_engine_is_at_work(listed):
+    listed.start("liver", seconds_loading=20)
+    for name in ("openListButton", "nextCaseButton", "acceptCaseButton", "correctedCaseButton"):
+        assert not getattr(listed.ui, name).enabled
+    listed.click("cancelButton")
+    listed.finish()
+    assert listed.ui.nextCaseButton.enabled
