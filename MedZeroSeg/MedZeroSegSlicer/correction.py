@@ -1,5 +1,5 @@
 """Correcting one segment by hand: what a person does goes to the engine as `MedZeroSegLib.edit_protocol` has it, and
-its answers go into the scene, one step of undo each. No widgets; all of it happens in the thread that calls ``poll``."""
+its answers go into the scene, one step of undo each. No widgets; all happens in the thread that calls ``poll``."""
 
 from __future__ import annotations
 

@@ -45,7 +45,8 @@ class CorrectionPanel:
         for name, tool in TOOLS.items():
             getattr(ui, name).connect("clicked(bool)", lambda _checked, tool=tool: self.onTool(tool))
         for button, slot in (
-            (ui.sliceRightButton, lambda: self.onSlice("confirm")), (ui.notInSliceButton, lambda: self.onSlice("absent")),
+            (ui.sliceRightButton, lambda: self.onSlice("confirm")),
+            (ui.notInSliceButton, lambda: self.onSlice("absent")),
             (ui.spreadButton, self.onSpread), (ui.takeBackButton, self.onUndo),
             (ui.doubtButton, self.onNextDoubtful), (ui.acceptButton, self.onAccept),
         ):  # fmt: skip

@@ -45,7 +45,7 @@ def correction_state(facts: CorrectionFacts) -> dict[str, Control]:
         "includeButton": _("Click in a slice where {name} should be."),
         "excludeButton": _("Click in a slice where {name} should not be."),
         "boxButton": _("Draw a box around {name}, in one slice or in several."),
-        "sliceRightButton": _("The slice shown is right as it is: it is never changed again, and others learn from it."),
+        "sliceRightButton": _("The slice shown is right: it is never changed again, and others learn from it."),
         "notInSliceButton": _("{name} is not in the slice shown."),
         "spreadButton": _("Carry the corrections to the other slices."),
     }

@@ -13,7 +13,8 @@ from .translation import _
 
 ACROSS_MIN = 0.7  # cosine between a view's normal and the slices' axis from which on the view shows these slices
 COLORS = {"include": (0.2, 0.9, 0.2), "exclude": (0.95, 0.2, 0.2), "box": (1.0, 0.85, 0.2)}
-KINDS = {"include": "vtkMRMLMarkupsFiducialNode", "exclude": "vtkMRMLMarkupsFiducialNode", "box": "vtkMRMLMarkupsROINode"}
+POINTS, ROI = "vtkMRMLMarkupsFiducialNode", "vtkMRMLMarkupsROINode"
+KINDS = {"include": POINTS, "exclude": POINTS, "box": ROI}
 
 
 def to_ijk(volume: Any, points: np.ndarray) -> np.ndarray:

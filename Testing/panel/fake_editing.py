@@ -1,4 +1,4 @@
-"""Correcting by hand in the stand-in engine: clicks paint or clear squares, and the answers are those of the protocol."""
+"""Correcting by hand in the stand-in engine: clicks paint or clear squares, answers are as agreed."""
 
 from __future__ import annotations
 

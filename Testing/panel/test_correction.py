@@ -1,4 +1,4 @@
-"""Correcting by hand in the panel: what is pointed at in the views becomes actions, and the answers are in the scene."""
+"""Correcting by hand in the panel: what is pointed at in the views becomes actions, and answers are in the scene."""
 
 from __future__ import annotations
 
