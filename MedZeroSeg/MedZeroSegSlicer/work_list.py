@@ -175,7 +175,7 @@ class WorkList:
         if not _same_grid(segmentation, volume):
             for node in (segmentation, volume):
                 remove_node(node)
-            text = _("'{image}' is not the image that the masks '{labels}' were made from; put that one back.")
+            text = _("'{image}' lies elsewhere than its masks '{labels}'; put the image back that they were made from.")
             raise InputError(text.format(image=image, labels=labels))
         segmentation.SetReferenceImageGeometryParameterFromVolumeNode(volume)
         segmentation.CreateDefaultDisplayNodes()

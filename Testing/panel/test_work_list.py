@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import time
 from pathlib import Path
 
@@ -63,22 +64,32 @@ def write_image(path: Path) -> Path:
 def case(folder: Path, name: str, suffix: str) -> CaseRecord:
     """One case as the run leaves it: image, masks, record."""
     image = write_image(folder / "scans" / f"{name}.nii.gz")
-    segments = tuple(
-        Segment(
-            typed=key, name=key, found=True, score=0.7, mask=body(key), code=CODES.get(key),
-            category=ANATOMICAL_STRUCTURE, modifier=None, color=COLORS[key], slices=9,
-        )
-        for key in BODIES
-    )  # fmt: skip
     volume = Volume(
         voxels=grey_levels(), ijk_to_lps=LPS_TO_RAS @ oblique_grid(), modality="CT", dimension=3, path=image
     )
+    labels = f"cases/{name}/{name}{suffix}"
+    write_masks(volume, {key: body(key) for key in BODIES}, folder / labels)
+    return record(name, image, labels)
+
+
+def write_masks(volume: Volume, masks: dict[str, np.ndarray], file: Path) -> None:
+    """What the engine would write of these masks."""
+    segments = tuple(
+        Segment(
+            typed=key, name=key, found=True, score=0.7, mask=mask, code=CODES.get(key), category=ANATOMICAL_STRUCTURE,
+            modifier=None, color=COLORS[key], slices=9,
+        )
+        for key, mask in masks.items()
+    )  # fmt: skip
     result = Segmentation(
         volume=volume, segments=segments, preset="lite", device="cpu", seconds={}, settings={}, weights=(),
         version="1.2.3",
     )  # fmt: skip
-    labels = f"cases/{name}/{name}{suffix}"
-    write_segmentation(result, folder / labels)
+    write_segmentation(result, file)
+
+
+def record(name: str, image: Path, labels: str) -> CaseRecord:
+    """What the run notes of a case."""
     numbers = SegmentStatistics(
         typed="liver", name="liver", found=True, side=None, code=None, score=0.7, voxels=1, volume_ml=1.0,
         area_mm2=None, mean=None, sd=None, unit="HU", box_ijk=None, box_lps=None, centroid_ijk=None, centroid_lps=None,
@@ -341,7 +352,7 @@ def test_another_image_under_the_name_is_refused(work):
     other = sitk.ReadImage(str(image))
     other.SetOrigin([value + 2 for value in other.GetOrigin()])
     sitk.WriteImage(other, str(image))
-    with pytest.raises(InputError, match="is not the image that the masks"):
+    with pytest.raises(InputError, match="lies elsewhere than its masks"):
         work.next()
     assert nodes("vtkMRMLScalarVolumeNode") == nodes("vtkMRMLSegmentationNode") == []
 
@@ -376,6 +387,27 @@ def test_a_file_that_is_no_list_is_told(tmp_path, module):
     (tmp_path / "review.csv").write_text("a,b\n1,2\n")
     with pytest.raises(InputError, match="is no review list"):
         WorkList(tmp_path / "review.csv")
+
+
+@in_each_format
+@pytest.mark.parametrize("step", [2.5, -2.5])
+def test_dicom_series_in_either_order_of_slices_has_its_masks_in_place(module, tmp_path, review, step):
+    sys.path.append(str(Path(__file__).parents[1] / "engine"))
+    from phantoms import dicom_series
+
+    from MedZeroSegLib.volume_io import read_volume
+
+    series = dicom_series(tmp_path / "series", grey_levels()[:9], [(3, -7, step * k) for k in range(9)])
+    volume = read_volume(series)
+    mask = volume.voxels == BODIES["spleen"][0]
+    row = read_review(review)[0]
+    write_masks(volume, {"spleen": mask}, review.parent / row.labels)
+    (listed,) = write_review([record(row.case, series, row.labels)], tmp_path / "series.csv")
+    work = WorkList(tmp_path / "series.csv")
+    assert work.next() and work.row == listed
+    scan = slicer.util.arrayFromVolume(work.volume)
+    assert scan.shape == (9, *SHAPE[1:]) and mask.any()
+    assert np.array_equal(voxels(work, "spleen"), scan == BODIES["spleen"][0])
 
 
 # In the panel
