@@ -354,7 +354,8 @@ class Correction:
     def _cancel(self) -> None:
         if self._current is not None:
             self._current = None
-            self._run.engine.cancel()
+            if not self._run.state.under_way:  # else the run that waits would be cancelled, too
+                self._run.engine.cancel()
         self._begin_anew()
 
     def _give_up(self, sentence: str) -> None:

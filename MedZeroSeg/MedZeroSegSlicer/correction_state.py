@@ -7,7 +7,13 @@ from dataclasses import dataclass
 from .panel_state import Control
 from .translation import _
 
-TOOLS = {"includeButton": "include", "excludeButton": "exclude", "boxButton": "box"}
+TOOLS = {
+    "includeButton": "include",
+    "excludeButton": "exclude",
+    "boxButton": "box",
+    "scribbleInButton": "scribble-in",
+    "scribbleOutButton": "scribble-out",
+}
 
 
 @dataclass(frozen=True)
@@ -44,6 +50,8 @@ def correction_state(facts: CorrectionFacts) -> dict[str, Control]:
     purposes = {
         "includeButton": _("Click in a slice where {name} should be."),
         "excludeButton": _("Click in a slice where {name} should not be."),
+        "scribbleInButton": _("Draw a line through {name}, point by point; a double click ends it."),
+        "scribbleOutButton": _("Draw a line through what isn't {name}, point by point; a double click ends it."),
         "boxButton": _("Draw a box around {name}, in one slice or in several."),
         "sliceRightButton": _("The slice shown is right: it is never changed again, and others learn from it."),
         "notInSliceButton": _("{name} is not in the slice shown."),

@@ -12,9 +12,16 @@ from .region_of_interest import region_of
 from .translation import _
 
 ACROSS_MIN = 0.7  # cosine between a view's normal and the slices' axis from which on the view shows these slices
-COLORS = {"include": (0.2, 0.9, 0.2), "exclude": (0.95, 0.2, 0.2), "box": (1.0, 0.85, 0.2)}
-POINTS, ROI = "vtkMRMLMarkupsFiducialNode", "vtkMRMLMarkupsROINode"
-KINDS = {"include": POINTS, "exclude": POINTS, "box": ROI}
+GREEN, RED, YELLOW = (0.2, 0.9, 0.2), (0.95, 0.2, 0.2), (1.0, 0.85, 0.2)
+POINTS, CURVE, ROI = "vtkMRMLMarkupsFiducialNode", "vtkMRMLMarkupsCurveNode", "vtkMRMLMarkupsROINode"
+# What is placed with a tool, and its color.
+TOOLS = {
+    "include": (POINTS, GREEN),
+    "exclude": (POINTS, RED),
+    "scribble-in": (CURVE, GREEN),
+    "scribble-out": (CURVE, RED),
+    "box": (ROI, YELLOW),
+}
 
 
 def to_ijk(volume: Any, points: np.ndarray) -> np.ndarray:
@@ -88,8 +95,25 @@ def _views(scene: Any) -> list[Any]:
 # Markups
 
 
+def stroke(line: np.ndarray) -> np.ndarray:
+    """The voxels (i, j, k) [m, 3] that a line through positions [n, 3] passes, each once, in order."""
+    parts = [line[:1]]
+    for start, end in zip(line[:-1], line[1:], strict=True):
+        steps = max(1, int(np.ceil(np.abs(end - start).max() * 2)))
+        parts.append(start + (end - start) * np.arange(1, steps + 1)[:, None] / steps)
+    voxels = np.rint(np.concatenate(parts)).astype(int)
+    return voxels[np.sort(np.unique(voxels, axis=0, return_index=True)[1])]
+
+
+def _line(node: Any) -> np.ndarray:
+    """The control points of a curve, world RAS mm [n, 3]; it is straight between them."""
+    numbers = range(node.GetNumberOfControlPoints())
+    defined = [n for n in numbers if node.GetNthControlPointPositionStatus(n) == node.PositionDefined]
+    return np.array([node.GetNthControlPointPositionWorld(n) for n in defined])
+
+
 class Placing:
-    """The markups that a person places: "include" and "exclude" points, and a "box".
+    """The markups that a person places: "include" and "exclude" points, "scribble-in" and "-out" lines, and a "box".
 
     What was placed is taken out of the scene as soon as it is read: the segment shows what came of it.
 
@@ -117,15 +141,15 @@ class Placing:
         return next((tool for tool, node in self._nodes.items() if active and node.GetID() == active), "")
 
     def start(self, tool: str) -> None:
-        """Place points, one after the other, or one box, until ``stop``."""
+        """Place points, one after the other, or one line or one box, until ``stop``."""
         node = self._node(tool)
         mode, selection = self._application.GetInteractionNode(), self._application.GetSelectionNode()
         if self._mode_observer is None:
-            tag = mode.AddObserver(mode.InteractionModeChangedEvent, lambda *_event: self.on_mode())
+            tag = mode.AddObserver(mode.InteractionModeChangedEvent, self._on_mode)
             self._mode_observer = (mode, tag)
-        selection.SetReferenceActivePlaceNodeClassName(KINDS[tool])
+        selection.SetReferenceActivePlaceNodeClassName(TOOLS[tool][0])
         selection.SetActivePlaceNodeID(node.GetID())
-        mode.SetPlaceModePersistence(0 if tool == "box" else 1)
+        mode.SetPlaceModePersistence(1 if TOOLS[tool][0] == POINTS else 0)
         mode.SetCurrentInteractionMode(mode.Place)
         self.on_mode()
 
@@ -140,7 +164,14 @@ class Placing:
         actions = []
         for tool in [tool for tool, node in self._nodes.items() if node.GetScene() is not None]:
             node = self._nodes[tool]
-            if tool == "box":
+            kind = TOOLS[tool][0]
+            if kind == CURVE:
+                if tool != self.tool and node.GetNumberOfDefinedControlPoints() > 0:  # it is drawn to its end
+                    points = stroke(to_ijk(volume, _line(node)))
+                    actions.append({"kind": "stroke", "include": tool == "scribble-in", "points": points.tolist()})
+                    self._remove(tool)
+                continue
+            if kind == ROI:
                 if node.GetControlPointPlacementComplete():
                     try:
                         actions.append({"kind": "box", "box": list(region_of(node, volume).box)})
@@ -159,6 +190,10 @@ class Placing:
                     node.RemoveNthControlPoint(number)
         return actions
 
+    def _on_mode(self, *_event: Any) -> None:
+        self.on_mode()
+        self.on_placed()  # a line may have come to its end
+
     def close(self) -> None:
         """Take all markups out of the scene."""
         self.stop()
@@ -174,15 +209,18 @@ class Placing:
             return self._nodes[tool]
         import slicer
 
-        node = getattr(slicer, KINDS[tool])()
-        node.SetName({"include": _("Include"), "exclude": _("Exclude"), "box": _("Box")}[tool])
+        kind, color = TOOLS[tool]
+        node = getattr(slicer, kind)()
+        node.SetName(_("Correction"))
         node.SetHideFromEditors(True)
         node.SetSaveWithScene(False)
         node = self._scene.AddNode(node)
         node.CreateDefaultDisplayNodes()
         if (display := node.GetDisplayNode()) is not None:
-            display.SetSelectedColor(*COLORS[tool])
+            display.SetSelectedColor(*color)
             display.SetPointLabelsVisibility(False)
+        if kind == CURVE:
+            node.SetCurveTypeToLinear()
         self._nodes[tool] = node
         for event in (node.PointPositionDefinedEvent, node.PointAddedEvent):
             self._observers.append((node, node.AddObserver(event, lambda *_event: self.on_placed())))

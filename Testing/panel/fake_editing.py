@@ -68,6 +68,9 @@ def _act(mask: np.ndarray, action: Action) -> np.ndarray:
                 raise InputError("The point lies outside the image; click inside it.")
             square = (k, slice(max(0, j - RADIUS), j + RADIUS + 1), slice(max(0, i - RADIUS), i + RADIUS + 1))
             mask[square] = action.kind == "include"
+    elif action.kind == "stroke":
+        i, j, k = np.array(action.points, int).T
+        mask[k, j, i] = action.include
     elif action.kind == "box":
         crop(mask, action.box)[:] = True
     elif action.kind == "absent":

@@ -18,7 +18,7 @@ from hypothesis import given, settings  # noqa: E402
 from hypothesis import strategies as st  # noqa: E402
 from hypothesis.extra.numpy import arrays  # noqa: E402
 from MedZeroSegSlicer.correction import pasted  # noqa: E402
-from MedZeroSegSlicer.placing import shown_slice, to_ijk, to_world  # noqa: E402
+from MedZeroSegSlicer.placing import shown_slice, stroke, to_ijk, to_world  # noqa: E402
 from MedZeroSegSlicer.review_order import doubtful_slices, next_after  # noqa: E402
 from MedZeroSegSlicer.segment_io import keep_provenance, provenance_of, read_segment, write_segment  # noqa: E402
 from phantoms_of_panel import body  # noqa: E402
@@ -182,6 +182,37 @@ def test_box_becomes_a_box_of_indices(corrector, panel, volume):
     assert [action["kind"] for action in actions] == ["box"] and roi.GetScene() is None
 
 
+@pytest.mark.parametrize("side", ["in", "out"])
+def test_line_becomes_the_voxels_that_it_passes(corrector, panel, volume, side):
+    panel.click(f"scribble{side.title()}Button")
+    node = corrector.section._placing._nodes[f"scribble-{side}"]
+    for point in to_world(volume, np.array([[10.0, 20, 12], [36, 30, 12], [40, 30, 12]])):
+        node.AddControlPointWorld(vtk.vtkVector3d(*point))
+    panel.qapp.processEvents()
+    assert corrector.edits() == [], "the line isn't at its end yet"
+    panel.click(f"scribble{side.title()}Button")
+    corrector.wait()
+    (action,) = corrector.edits()[0]["actions"]
+    passed = np.zeros(body("liver").shape, bool)
+    i, j, k = np.array(action["points"]).T
+    passed[k, j, i] = True
+    assert (action["kind"], action["include"], set(k)) == ("stroke", side == "in", {12})
+    assert passed[12, 20, 10] and passed[12, 25, 23] and passed[12, 30, 40]
+    assert 31 <= passed.sum() < 62, "one voxel thin"
+    liver = body("liver")
+    assert np.array_equal(panel.mask("liver"), liver | passed if side == "in" else liver & ~passed)
+    assert node.GetScene() is None
+
+
+@settings(max_examples=60, deadline=None)
+@given(arrays(float, (2, 3), elements=st.floats(0, 30)))
+def test_line_has_no_gaps_and_no_voxel_twice(line):
+    voxels = stroke(line)
+    assert np.abs(np.diff(voxels, axis=0)).max(initial=0) <= 1
+    assert len(np.unique(voxels, axis=0)) == len(voxels)
+    assert all((voxels == np.rint(point)).all(axis=1).any() for point in line)
+
+
 # Slices
 
 
@@ -336,6 +367,18 @@ def test_voxels_that_change_open_the_correction_anew(corrector, panel, volume):
     corrector.click_at("include", (34, 26, 14))
     assert [message["cmd"] for message in panel.asked()].count("edit-start") == 2
     assert np.array_equal(panel.mask("liver"), body("liver") | square(*NEAR) | square(34, 26, 14))
+
+
+def test_run_that_begins_meanwhile_is_not_cancelled_by_another_choice(corrector, panel):
+    panel.plan(seconds_editing=0.4)
+    corrector.place("include", NEAR)
+    panel.spin(lambda: corrector.correction._current is not None)
+    panel.type("aorta")
+    panel.click("runButton")
+    panel.spin(lambda: panel.logic.run._id is not None)
+    corrector.select("spleen")
+    panel.finish()
+    assert panel.phase == "done" and panel.segments == ["liver", "spleen", "aorta"]
 
 
 def test_segment_that_is_removed_ends_its_correction(corrector, panel):
