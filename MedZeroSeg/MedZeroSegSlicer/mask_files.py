@@ -25,7 +25,7 @@ from .translation import _
 
 SEG_NRRD = ".seg.nrrd"
 VALUE_TAG = "MedZeroSeg.LabelValue"  # of a segment in the label map that it came from
-LABEL_MAP = 1  # vtkSlicerVolumesLogic::LoadingOptions
+LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 # https://nifti.nimh.nih.gov/pub/dist/src/niftilib/nifti1.h: where the fields lie that are needed to find the voxels.
 DATATYPE_AT, OFFSET_AT = 70, 108
 DATATYPES = {2: "u1", 512: "<u2", 768: "<u4"}
@@ -141,12 +141,25 @@ def _add_segment(segmentation_node: Any, grid: Any, row: Mapping[str, Any], mask
 
 @contextmanager
 def _grid(labels: Path) -> Iterator[Any]:
-    """The label map as a volume node for a while, for its grid: an image from DICOM may run the other way along k."""
-    import slicer
+    """A volume node for a while whose voxels lie as those of the file, in the same order.
 
-    node = slicer.modules.volumes.logic().AddArchetypeVolume(str(labels), labels.name, LABEL_MAP)
-    if node is None:
-        raise _unreadable(labels)
+    Slicer's own reader turns the slices of a left-handed grid around, so that its indices aren't those of the file.
+    """
+    import SimpleITK as sitk
+    import slicer.util
+
+    reader = sitk.ImageFileReader()
+    reader.SetFileName(str(labels))
+    try:
+        reader.ReadImageInformation()
+    except RuntimeError as problem:
+        raise _unreadable(labels) from problem
+    rank, ijk_to_lps = reader.GetDimension(), np.eye(4)  # a picture's label map is one of two dimensions
+    ijk_to_lps[:rank, :rank] = np.reshape(reader.GetDirection(), (rank, rank)) * reader.GetSpacing()
+    ijk_to_lps[:rank, 3] = reader.GetOrigin()
+    shape = (*reader.GetSize(), 1)[:3][::-1]
+    kind = "vtkMRMLLabelMapVolumeNode"
+    node = slicer.util.addVolumeFromArray(np.zeros(shape, np.uint8), LPS_TO_RAS @ ijk_to_lps, labels.name, kind)
     try:
         yield node
     finally:

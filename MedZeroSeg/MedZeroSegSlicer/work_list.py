@@ -175,7 +175,10 @@ class WorkList:
         if not _same_grid(segmentation, volume):
             for node in (segmentation, volume):
                 remove_node(node)
-            text = _("'{image}' lies elsewhere than its masks '{labels}'; put the image back that they were made from.")
+            text = _(
+                "'{image}' lies elsewhere than its masks '{labels}': it was replaced, or Slicer reads it otherwise; "
+                "look at it by hand, or press Next."
+            )
             raise InputError(text.format(image=image, labels=labels))
         segmentation.SetReferenceImageGeometryParameterFromVolumeNode(volume)
         segmentation.CreateDefaultDisplayNodes()

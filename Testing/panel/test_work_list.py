@@ -29,6 +29,7 @@ from MedZeroSegLib.volume import Volume  # noqa: E402
 from MedZeroSegLib.writers import write_segmentation  # noqa: E402
 
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
+GRID = LPS_TO_RAS @ oblique_grid()  # IJK → LPS
 CODES = {"liver": Code("SCT", "10200004", "Liver"), "spleen": Code("SCT", "78961009", "Spleen")}
 COLORS = {"liver": (221, 130, 101), "spleen": (157, 108, 162), "aorta": (224, 97, 76)}
 in_each_format = pytest.mark.parametrize("review", [".seg.nrrd", ".nii.gz"], indirect=True)
@@ -50,8 +51,7 @@ def corrected() -> np.ndarray:
     return mask
 
 
-def write_image(path: Path) -> Path:
-    grid = LPS_TO_RAS @ oblique_grid()
+def write_image(path: Path, grid: np.ndarray = GRID) -> Path:
     image = sitk.GetImageFromArray(grey_levels())
     image.SetSpacing(spacing := np.linalg.norm(grid[:3, :3], axis=0))
     image.SetDirection((grid[:3, :3] / spacing).ravel())
@@ -64,9 +64,7 @@ def write_image(path: Path) -> Path:
 def case(folder: Path, name: str, suffix: str) -> CaseRecord:
     """One case as the run leaves it: image, masks, record."""
     image = write_image(folder / "scans" / f"{name}.nii.gz")
-    volume = Volume(
-        voxels=grey_levels(), ijk_to_lps=LPS_TO_RAS @ oblique_grid(), modality="CT", dimension=3, path=image
-    )
+    volume = Volume(voxels=grey_levels(), ijk_to_lps=GRID, modality="CT", dimension=3, path=image)
     labels = f"cases/{name}/{name}{suffix}"
     write_masks(volume, {key: body(key) for key in BODIES}, folder / labels)
     return record(name, image, labels)
@@ -408,6 +406,32 @@ def test_dicom_series_in_either_order_of_slices_has_its_masks_in_place(module, t
     scan = slicer.util.arrayFromVolume(work.volume)
     assert scan.shape == (9, *SHAPE[1:]) and mask.any()
     assert np.array_equal(voxels(work, "spleen"), scan == BODIES["spleen"][0])
+
+
+@in_each_format
+def test_masks_of_a_left_handed_grid_lie_in_place_before_and_after_a_correction(module, review):
+    from MedZeroSegLib.volume_io import read_volume
+
+    row = read_review(review)[0]
+    image = write_image(review.parent / "left-handed.nii.gz", GRID @ np.diag([1.0, 1.0, -1.0, 1.0]))
+    volume = read_volume(image)
+    write_masks(volume, {key: volume.voxels == BODIES[key][0] for key in BODIES}, review.parent / row.labels)
+    write_review([record(row.case, image, row.labels)], review.parent / "left-handed.csv")
+    work = WorkList(review.parent / "left-handed.csv")
+    work.next()
+    scan = slicer.util.arrayFromVolume(work.volume)
+    assert np.array_equal(scan, volume.voxels[::-1])  # Slicer turns the slices around
+    for key in BODIES:
+        assert np.array_equal(voxels(work, key), scan == BODIES[key][0]), key
+    draw(work)
+    work.correct()
+    mark(work.file, row.case, "open")
+    again = WorkList(work.file)
+    again.next()
+    assert np.array_equal(voxels(again, "liver"), corrected())
+    values = sitk.GetArrayFromImage(sitk.ReadImage(str(labels_of(work))))  # in the order of the file
+    if row.labels.endswith(".nii.gz"):
+        assert np.array_equal(values == 1, corrected()[::-1])
 
 
 # In the panel
