@@ -75,7 +75,10 @@ def _folder(folder: Path, description: ClipDescription, seed: int) -> Path:
 
 
 def picture_pairs(folder: Path, count: int = 12, val: int = 4) -> Path:
-    """Grey pictures of a bright disc before a darker half, whose captions say where it is and how large; the last ``val`` are for val."""
+    """Grey pictures of a bright disc before a darker half, whose captions say where it is and how large.
+
+    The last ``val`` are for val.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     rows = []
     for n in range(count):

@@ -1,5 +1,5 @@
-"""Takes the engine's place in a worker of a cohort, as a preload of Dask: finds what is bright, in no time. For tests of
-the run itself; the pixel in the first corner says what else happens, and every computation is written down.
+"""Takes the engine's place in a worker of a cohort, as a preload of Dask: finds what is bright, in no time. For tests
+of the run itself; the pixel in the first corner says what else happens, and every computation is written down.
 
 THRESHOLD_ENGINE_LOG     file to which each computation adds the name of its image
 THRESHOLD_ENGINE_SECONDS how long a computation takes
@@ -35,16 +35,30 @@ def segment(volume, names, preset="lite", device="auto", weights_folder=None):
     mask = volume.voxels >= BRIGHT
     segments = tuple(
         Segment(
-            typed=query.typed, name=query.name, found=bool(mask.any()), score=0.9, mask=mask, code=query.code,
-            category=query.category, modifier=query.modifier, color=query.color, slices=int(mask.any(axis=(1, 2)).sum()),
+            typed=query.typed,
+            name=query.name,
+            found=bool(mask.any()),
+            score=0.9,
+            mask=mask,
+            code=query.code,
+            category=query.category,
+            modifier=query.modifier,
+            color=query.color,
+            slices=int(mask.any(axis=(1, 2)).sum()),
             provenance={"trained": True},
         )
         for query in resolve(names)
-    )  # fmt: skip
+    )
     return Segmentation(
-        volume=volume, segments=segments, preset=preset, weights=({"name": "none", "file": "", "sha256": "0", "licence": ""},),
-        device="cpu", seconds={}, settings={}, version="0",
-    )  # fmt: skip
+        volume=volume,
+        segments=segments,
+        preset=preset,
+        weights=({"name": "none", "file": "", "sha256": "0", "licence": ""},),
+        device="cpu",
+        seconds={},
+        settings={},
+        version="0",
+    )
 
 
 def forget_volumes():
