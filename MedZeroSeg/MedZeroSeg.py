@@ -151,7 +151,7 @@ class MedZeroSegWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         self.chooseVolume()
         parent = slicer.util.mainWindow() or self.parent
         for keys, slot in (
-            ("N", self.ui.doubtButton.click), ("A", self.ui.acceptButton.click),
+            ("N", self.ui.doubtButton.click), ("Shift+A", self.ui.acceptButton.click),
             ("Ctrl+Return", self.onRun), ("Ctrl+Enter", self.onRun), ("Esc", self.logic.cancel),
         ):  # fmt: skip
             shortcut = qt.QShortcut(qt.QKeySequence(keys), parent)

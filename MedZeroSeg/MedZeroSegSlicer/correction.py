@@ -117,7 +117,9 @@ class Correction:
         if self.target is None or self._run.state.under_way:
             return
         self._pending += actions
-        self._due = time.monotonic() + DEBOUNCE_S
+        now = time.monotonic()
+        self._due = now + DEBOUNCE_S if now < self._last + DEBOUNCE_S else now  # a single click is sent at once
+        self._last = now
         if self._current is not None and self._current.spread:  # it would be done again anyway
             self._run.engine.cancel()
         self.on_changed()
@@ -333,7 +335,7 @@ class Correction:
         self._current: _Message | None = None
         self._pending: list[Action] = []
         self._spread = self._asked = self._opened_again = False
-        self._due = 0.0
+        self._due = self._last = 0.0
 
     def _lose_session(self) -> None:
         """It has to be opened again, with the segment as it is then."""

@@ -148,6 +148,7 @@ class CorrectionPanel:
         if self._choose():
             self._correction.act(*actions)
             self._logic.watch()
+            self._logic.poll()
 
     def onSlice(self, kind: str) -> None:
         """The slice shown is right, or doesn't hold the structure."""

@@ -73,7 +73,7 @@ def correction_state(facts: CorrectionFacts) -> dict[str, Control]:
         "takeBackButton": _button(busy or nothing, _("Take back the last correction.")),
         "doubtButton": _button(_no_name(facts) or _no_doubt(facts), _("Show the slice that most deserves a look (N).")),
         "acceptButton": _button(
-            _no_name(facts) or accepted, _("Mark {name} as completed and go on to the next segment (A).").format(
+            _no_name(facts) or accepted, _("Mark {name} as completed and go on to the next segment (Shift+A).").format(
                 name=facts.name
             )
         ),

@@ -20,7 +20,13 @@ from hypothesis.extra.numpy import arrays  # noqa: E402
 from MedZeroSegSlicer.correction import pasted  # noqa: E402
 from MedZeroSegSlicer.placing import shown_slice, stroke, to_ijk, to_world  # noqa: E402
 from MedZeroSegSlicer.review_order import doubtful_slices, next_after  # noqa: E402
-from MedZeroSegSlicer.segment_io import keep_provenance, provenance_of, read_segment, write_segment  # noqa: E402
+from MedZeroSegSlicer.segment_io import (  # noqa: E402
+    add_result,
+    keep_provenance,
+    provenance_of,
+    read_segment,
+    write_segment,
+)
 from phantoms_of_panel import body  # noqa: E402
 
 from MedZeroSegLib.extent import EMPTY_EXTENT, crop, mask_extent  # noqa: E402
@@ -454,6 +460,20 @@ def test_most_doubtful_slice_is_shown_first_and_settled_ones_no_more(corrector, 
     corrector.press("sliceRightButton")
     panel.click("doubtButton")
     assert shown_slice(volume, 2) == 16, "what stands beside a settled slice is a peak of its own"
+
+
+def test_doubt_of_a_result_is_kept_with_its_segment(corrector, volume, tmp_path):
+    np.save(tmp_path / "mask.npy", np.ones((2, 3, 4), np.uint8))
+    doubt = [0.0] * 64
+    doubt[5], doubt[33] = 0.31234, 0.8
+    event = {
+        "found": True, "name": "pancreas", "mask": tmp_path / "mask.npy", "box": [4, 7, 3, 5, 2, 3],
+        "color": [200, 100, 50], "category": None, "code": None, "modifier": None, "provenance": {},
+        "slice_axis": 2, "slice_doubt": doubt,
+    }  # fmt: skip
+    add_result(corrector.node, volume, event)
+    record = provenance_of(corrector.segment("pancreas"))
+    assert doubtful_slices(record) == (0, [33, 5]) and record["slice_doubt"][5] == 0.312
 
 
 def test_accepted_segment_is_completed_and_the_next_one_selected(corrector, panel):
