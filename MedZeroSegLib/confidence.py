@@ -85,7 +85,7 @@ def measure(
     mask
         bool [N, h, w] on all canonical slices.
     facts
-        Further features of the segment, such as whether the model was trained on its name.
+        Further features of the segment, such as whether it is unusual in this modality.
     """
     cells = saliency.share.shape[-1]
     on_cells = encoded.canvas.at(cells).place_labels(mask[encoded.keys.indices].view(np.uint8)) > 0

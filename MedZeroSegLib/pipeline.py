@@ -329,8 +329,11 @@ def _segment(volume: Volume, query: Query, concept: Concept, whole: Whole, engin
 def _confidence(
     volume: Volume, query: Query, concept: Concept, whole: Whole, mask: np.ndarray, engine: Engine
 ) -> Confidence | None:
-    """How far a found segment can be trusted, where the preset knows; ``mask`` bool [N, h, w] is final."""
-    if engine.calibration is None:
+    """How far a found segment can be trusted, where the preset knows; ``mask`` bool [N, h, w] is final.
+
+    Nothing is known of names that the model wasn't trained on: no case tells how good their masks are.
+    """
+    if engine.calibration is None or not concept.trained:
         return None
     measured = measured_segment(volume, query, concept, whole, mask)
     if measured is None or whole.refined is None:
@@ -347,11 +350,7 @@ def measured_segment(
     if whole.refined is None:
         return None
     expected = query.structure.modalities if query.structure else ()
-    facts = {
-        "trained": float(concept.trained),
-        "guessed": float(volume.modality_source == "guess"),
-        "unusual": float(bool(expected) and volume.modality not in expected),
-    }
+    facts = {"unusual": float(bool(expected) and volume.modality not in expected)}
     return measure(mask, whole.encoded, whole.saliency, whole.refined, facts)
 
 

@@ -35,6 +35,7 @@ LARGE_ORGANS = frozenset(
     {"liver", "spleen", "kidney", "lung", "stomach", "pancreas", "urinary bladder", "brain", "heart", "body"}
 )
 IMAGES, VOLUMES = 24, 6  # of each source, over as many patients as possible
+IMAGES_A_PATIENT = 4  # at most; what images of one patient say is much alike
 FOLDS = 5
 STRENGTH = 3.0  # of the ridge, in rows
 OFFSET_ROWS = 2.0  # rows without any offset that each structure's own are set against
@@ -80,7 +81,7 @@ def train_confidence(
     for image in track(sample(images_of(cases)), description="measuring"):
         rows += rows_of(image, questionnaire, engine, output / f"{image[0].case_id}.json")
         forget_volumes()
-    content = fitted(rows, engine.preset.found_min_untrained)
+    content = fitted(rows)
     file = FOLDER / f"{preset}-confidence.json"
     with replacing(file) as stream:
         stream.write((json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode())
@@ -104,17 +105,16 @@ def sample(
         turns = [
             (turn, _hash(patient), image)
             for patient, own in patients.items()
-            for turn, image in enumerate(sorted(own, key=lambda image: _hash(image[0].case_id)))
+            for turn, image in enumerate(sorted(own, key=lambda image: _hash(image[0].case_id))[:IMAGES_A_PATIENT])
         ]
         chosen += [image for _, _, image in sorted(turns, key=lambda one: one[:2])[:count]]
     return chosen
 
 
-def fitted(rows: Sequence[Row], untrained_min: float) -> dict[str, Any]:
+def fitted(rows: Sequence[Row]) -> dict[str, Any]:
     """The content of a calibration file; raises InputError where rows are too few."""
     asked = list({(row.case, row.concept): row for row in rows if row.trained}.values())
-    # Names that the head wasn't trained on take part as far as a user would see them.
-    drawn = [row for row in rows if row.dice is not None and (row.trained or row.score >= untrained_min)]
+    drawn = [row for row in rows if row.trained and row.dice is not None]
     if len({row.patient for row in drawn}) < FOLDS:
         raise InputError(f"The sample has fewer than {FOLDS} patients with drawn structures; give a larger manifest.")
     there = presence_table(asked)
