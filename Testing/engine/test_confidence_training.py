@@ -91,7 +91,7 @@ def test_no_model_that_speaks_of_a_patient_has_seen_them(monkeypatch: pytest.Mon
 
 
 def test_the_content_ranks_patients_who_were_left_out() -> None:
-    content = fitted(rows())
+    content = fitted(rows(), 0.5)
     told = content["card"]["patients left out"]
     assert content["found_min"] == 0.5 and told["found"] > 0.7 and told["false finds"] < 0.3
     assert told["area under the ROC by kind"]["large organ"] > 0.75
@@ -103,7 +103,7 @@ def test_the_content_ranks_patients_who_were_left_out() -> None:
 
 def test_too_few_patients_are_refused() -> None:
     with pytest.raises(InputError, match="larger manifest"):
-        fitted([one for one in rows(count=60) if one.patient in ("p0", "p1")])
+        fitted([one for one in rows(count=60) if one.patient in ("p0", "p1")], 0.5)
 
 
 def test_a_sample_takes_patients_in_turn_and_is_the_same_each_time(monkeypatch: pytest.MonkeyPatch) -> None:
