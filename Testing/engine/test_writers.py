@@ -421,7 +421,8 @@ def test_report_tells_what_was_understood_and_found(tmp_path):
     assert content["structures"][0] == {
         "typed": "Lt lung", "understood_as": "left lung", "side": "left",
         "code": {"scheme": "SCT", "value": "39607008", "meaning": "Lung"},
-        "found": True, "score": 0.8765, "expected_dice": None, "doubtful_slices": [], "volume_ml": 0.008, "slices": 2, "warnings": ["It touches the border."],
+        "found": True, "score": 0.8765, "volume_ml": 0.008, "slices": 2, "warnings": ["It touches the border."],
+        "expected_dice": None, "doubtful_slices": [],
     }  # fmt: skip
     assert content["structures"][1]["found"] is False
     assert content["structures"][1]["volume_ml"] == 0
