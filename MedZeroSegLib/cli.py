@@ -281,7 +281,8 @@ def _tell(result: Segmentation) -> None:
     for item in result.segments:
         size = result.volume_ml(item)
         amount = f", {size:.1f} ml" if size is not None else ""
-        state = f"found, score {item.score:.2f}{amount}" if item.found else f"not found, score {item.score:.2f}"
+        sure = f", expected Dice {item.confidence.expected_dice:.2f}" if item.confidence else ""
+        state = f"found, score {item.score:.2f}{sure}{amount}" if item.found else f"not found, score {item.score:.2f}"
         typer.echo(f"{item.name}: {state}")
         for warning in item.warnings:
             typer.echo(f"  {warning}", err=True)
