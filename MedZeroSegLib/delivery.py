@@ -1,5 +1,5 @@
-"""A segment on its way out of the engine's process: its mask as a file of its box, then the event that tells of it.
-Needs no PyTorch."""
+"""A mask on its way out of the engine's process: a file of its box, then the event that tells of it, and the fields of
+the event "segment". Needs no PyTorch."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from MedZeroSegLib.errors import InstallationError
-from MedZeroSegLib.extent import Extent, crop, mask_extent
+from MedZeroSegLib.extent import crop, mask_extent
 from MedZeroSegLib.protocol import SegmentRequest
 from MedZeroSegLib.request_loop import Cancelled, Report
 from MedZeroSegLib.segment import Segment, Segmentation
@@ -21,16 +21,42 @@ from MedZeroSegLib.writers import replacing
 
 
 def deliver(request: SegmentRequest, segment: Segment, segmentation: Segmentation, report: Report) -> None:
-    """Write the mask, whole or not at all, and then tell of it; raises Cancelled, and then there is no mask."""
+    """Hand over a segment's mask and tell of it; raises Cancelled, and then there is no mask."""
     report.check()
     fields = segment_fields(request, segment, segmentation)
-    mask = write_mask(request.folder / f"{request.id}-{fields['index']}.npy", segment, fields["box"])
+    mask = None if fields["box"] is None else crop(segment.mask, fields["box"])
+    file = request.folder / f"{request.id}-{fields['index']}.npy"
+    hand_over("segment", fields, mask, file, "press Segment again", report)
+
+
+def hand_over(
+    event: str, fields: dict[str, Any], mask: np.ndarray | None, file: Path, remedy: str, report: Report
+) -> None:
+    """Write a mask, whole or not at all, and then tell of it.
+
+    Parameters
+    ----------
+    fields
+        Of the event; ``mask``, the file's path or null, is added.
+    mask
+        bool [k, j, i] of a box; None where there is nothing to write.
+    remedy
+        What the user can do when the folder has gone.
+
+    Raises
+    ------
+    Cancelled
+        Then there is no file.
+    InstallationError
+        When the folder has gone.
+    """
+    written = None if mask is None else write_mask(file, mask, remedy)
     try:
-        report.event("segment", **fields, mask=mask and str(mask))
+        report.event(event, **fields, mask=written and str(written))
     except Cancelled:
-        if mask is not None:
+        if written is not None:
             with suppress(OSError):
-                mask.unlink()
+                written.unlink()
         raise
 
 
@@ -75,12 +101,10 @@ def _trust(segment: Segment) -> dict[str, Any]:
     }
 
 
-def write_mask(file: Path, segment: Segment, box: Extent | None) -> Path | None:
-    """The .npy of a segment's box; None where it has none. Raises InstallationError where the folder has gone."""
-    if box is None:
-        return None
+def write_mask(file: Path, mask: np.ndarray, remedy: str) -> Path:
+    """The .npy of a box; ``remedy`` says what to do where its folder has gone, which raises InstallationError."""
     if not file.parent.is_dir():
-        raise InstallationError("The folder for the results has gone; press Segment again.")
+        raise InstallationError(f"The folder for the results has gone; {remedy}.")
     with replacing(file) as stream:
-        np.save(stream, crop(segment.mask, box).astype(np.uint8), allow_pickle=False)
+        np.save(stream, mask.astype(np.uint8), allow_pickle=False)
     return file

@@ -5,33 +5,29 @@ from __future__ import annotations
 
 import time
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
+from MedZeroSegLib.delivery import hand_over
 from MedZeroSegLib.edit_change import Change
-from MedZeroSegLib.edit_protocol import Action, EditRequest, MaskFile, read_edit, read_edit_end, read_edit_start
+from MedZeroSegLib.edit_protocol import Action, EditRequest, EditStartRequest, MaskFile
 from MedZeroSegLib.editing import EditingSession, OtherSegment
 from MedZeroSegLib.embeddings import Progress
-from MedZeroSegLib.errors import InputError, InstallationError, SessionLost
+from MedZeroSegLib.errors import InputError, SessionLost
 from MedZeroSegLib.extent import EMPTY_EXTENT, crop
 from MedZeroSegLib.mask_resampling import on_grid_of
 from MedZeroSegLib.presets import load_engine, preset_named
 from MedZeroSegLib.request_loop import Cancelled, Report
 from MedZeroSegLib.volume import Volume
-from MedZeroSegLib.writers import replacing
 
 SESSIONS_KEPT = 4
 _sessions: OrderedDict[int, EditingSession] = OrderedDict()
 
 
-def start_edit(message: Mapping[str, Any], report: Report, volume: Volume) -> dict[str, Any]:
+def start_edit(request: EditStartRequest, report: Report, volume: Volume) -> dict[str, Any]:
     """Answer "edit-start"."""
-    request = read_edit_start(message)
-    report.progress("loading")
     preset = request.preset if preset_named(request.preset).zero_shot is None else "lite"
     engine = load_engine(preset, request.device, request.weights_folder)
     mask, said = (None, ()) if request.mask is None else _mask(request.mask, volume)
@@ -63,9 +59,8 @@ def start_edit(message: Mapping[str, Any], report: Report, volume: Volume) -> di
     return {}
 
 
-def edit(message: Mapping[str, Any], report: Report, volume: Volume) -> dict[str, Any]:
+def edit(request: EditRequest, report: Report, volume: Volume) -> dict[str, Any]:
     """Answer "edit": the revision that the person sees, the actions, and the spread where it is asked for."""
-    request = read_edit(message)
     session = _session(request.session)
     session.require(volume)
     started = time.perf_counter()
@@ -91,10 +86,9 @@ def edit(message: Mapping[str, Any], report: Report, volume: Volume) -> dict[str
     return {}
 
 
-def end_edit(message: Mapping[str, Any], _report: Report) -> dict[str, Any]:
+def end_edit(session: int) -> None:
     """Answer "edit-end"; a session that isn't known any more is closed, too."""
-    _sessions.pop(read_edit_end(message), None)
-    return {}
+    _sessions.pop(session, None)
 
 
 def forget_sessions() -> None:
@@ -154,32 +148,17 @@ def _mask(entry: MaskFile, volume: Volume) -> tuple[np.ndarray, tuple[str, ...]]
 def _tell(
     request: EditRequest, change: Change, stage: str, said: Sequence[str], seconds: float, report: Report
 ) -> None:
-    """Write the segment in the changed box, whole or not at all, and then tell of it."""
+    """Hand over the segment in the changed box."""
     report.check()
     nothing = change.box == EMPTY_EXTENT
-    file = None if nothing else _written(request.folder / f"{request.id}-{stage}.npy", change.mask)
-    try:
-        report.event(
-            "edited",
-            session=request.session,
-            revision=change.revision,
-            stage=stage,
-            box=None if nothing else change.box,
-            mask=file and str(file),
-            slices=change.slices,
-            sentences=list(said),
-            seconds=round(seconds, 3),
-        )
-    except Cancelled:
-        if file is not None:
-            with suppress(OSError):
-                file.unlink()
-        raise
-
-
-def _written(file: Path, mask: np.ndarray) -> Path:
-    if not file.parent.is_dir():
-        raise InstallationError("The folder for the results has gone; try the correction again.")
-    with replacing(file) as stream:
-        np.save(stream, mask.astype(np.uint8), allow_pickle=False)
-    return file
+    fields = {
+        "session": request.session,
+        "revision": change.revision,
+        "stage": stage,
+        "box": None if nothing else change.box,
+        "slices": change.slices,
+        "sentences": list(said),
+        "seconds": round(seconds, 3),
+    }
+    file = request.folder / f"{request.id}-{stage}.npy"
+    hand_over("edited", fields, None if nothing else change.mask, file, "try the correction again", report)

@@ -22,7 +22,7 @@ if not __package__:  # started by its path: this folder's modules are no top-lev
     sys.path[:] = [os.path.dirname(HERE), *(path for path in sys.path if os.path.abspath(path or ".") != HERE)]
 
 from MedZeroSegLib.delivery import deliver
-from MedZeroSegLib.edit_protocol import read_edit, read_edit_start
+from MedZeroSegLib.edit_protocol import read_edit, read_edit_end, read_edit_start
 from MedZeroSegLib.errors import InputError, InstallationError
 from MedZeroSegLib.protocol import ENVIRONMENT, CheckRequest, SegmentRequest, VolumeFile, read_check, read_segment
 from MedZeroSegLib.request_loop import IDLE_S, Report, serve
@@ -70,18 +70,19 @@ def start_edit(message: Mapping[str, Any], report: Report) -> dict[str, Any]:
     """Answer "edit-start": see `edit_protocol`."""
     request = read_edit_start(message)
     report.progress("loading")
-    return _corrections().start_edit(message, report, _volume(request.volume, _signature(request.volume.voxels)))
+    return _corrections().start_edit(request, report, _volume(request.volume, _signature(request.volume.voxels)))
 
 
 def edit(message: Mapping[str, Any], report: Report) -> dict[str, Any]:
     """Answer "edit"."""
     request = read_edit(message)
-    return _corrections().edit(message, report, _volume(request.volume, _signature(request.volume.voxels)))
+    return _corrections().edit(request, report, _volume(request.volume, _signature(request.volume.voxels)))
 
 
-def end_edit(message: Mapping[str, Any], report: Report) -> dict[str, Any]:
+def end_edit(message: Mapping[str, Any], _report: Report) -> dict[str, Any]:
     """Answer "edit-end"."""
-    return _corrections().end_edit(message, report)
+    _corrections().end_edit(read_edit_end(message))
+    return {}
 
 
 def check_engine(message: Mapping[str, Any], report: Report) -> dict[str, Any]:
