@@ -10,34 +10,28 @@ from typing import TYPE_CHECKING, Annotated, Optional
 
 import typer
 
+from MedZeroSegLib.cli_options import RESEARCH_NOTE, DeviceOption, PresetOption, WeightsOption
 from MedZeroSegLib.cohort.commands import cohort, status
 from MedZeroSegLib.errors import InstallationError, MedZeroSegError
 from MedZeroSegLib.evaluation.commands import evaluate_app, reproduce
-from MedZeroSegLib.training.commands import add_commands
+from MedZeroSegLib.training.commands import train_app
 
 if TYPE_CHECKING:
     from MedZeroSegLib.segment import Segmentation
     from MedZeroSegLib.volume import Volume
     from MedZeroSegLib.weights import WeightRow
 
-RESEARCH_NOTE = "For research use; every result has to be reviewed by a qualified person."
 DEMO_FILE = "RG1_UNCR.dcm"
 DEMO_NAMES = "left lung; right lung"
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="Text-prompted segmentation of medical images.")
 weights_app = typer.Typer(no_args_is_help=True, help="List, fetch, import and verify model weights.")
-train_app = typer.Typer(no_args_is_help=True, help="Train what the presets use.")
 app.add_typer(weights_app, name="weights")
 app.add_typer(evaluate_app, name="evaluate")
 app.add_typer(train_app, name="train")
 app.command()(cohort)
 app.command()(status)
 app.command()(reproduce)
-add_commands(train_app, evaluate_app)
-
-PresetOption = Annotated[str, typer.Option(help="lite, lite-research (non-commercial), base or base/VARIANT.")]
-DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")]
-WeightsOption = Annotated[Optional[Path], typer.Option(help="Folder in which weights are looked for first.")]  # noqa: UP045
 
 
 @app.command()
@@ -113,67 +107,6 @@ def names(text: Annotated[str, typer.Argument(help='Names as typed, such as "lt 
             query.typed, known, query.side or "-", code, query.status, suggestions, " ".join(query.warnings) or "-"
         )
     Console().print(table)
-
-
-@train_app.command("lite")
-def train_lite(
-    manifest: Annotated[Path, typer.Option(help="manifest.csv; its train split is used.")],
-    output: Annotated[Path, typer.Option(help="Folder for embeddings, checkpoint and head.")] = Path("runs/lite"),
-    steps: Annotated[int, typer.Option(help="Optimiser steps.")] = 1300,
-    all_licences: Annotated[
-        bool,
-        typer.Option("--all-licences", help="Also sources for non-commercial use; the head is then bound to that."),
-    ] = False,
-    start: Annotated[Optional[Path], typer.Option(help="Head to go on from.")] = None,  # noqa: UP045
-    start_share: Annotated[float, typer.Option(help="Share of that head in the weights that are written.")] = 0.0,
-    seed: Annotated[int, typer.Option(help="Random seed.")] = 0,
-    weights_folder: WeightsOption = None,
-) -> None:
-    """Train the lite head: region-text contrast and dense masks. Goes on where it was stopped."""
-    from MedZeroSegLib.training.lite import train
-
-    file = train(manifest, output, steps, all_licences, start, start_share, seed, weights_folder)
-    typer.echo(str(file))
-
-
-@train_app.command("corrector")
-def train_corrector(
-    manifest: Annotated[Path, typer.Option(help="manifest.csv; its train split is used.")],
-    output: Annotated[Path, typer.Option(help="Folder for embeddings and weights.")] = Path("runs/lite"),
-    steps: Annotated[int, typer.Option(help="Optimiser steps.")] = 800,
-    seed: Annotated[int, typer.Option(help="Random seed.")] = 0,
-    weights_folder: WeightsOption = None,
-) -> None:
-    """Train the corrector, which turns clicks and strokes into masks, with simulated corrections."""
-    from MedZeroSegLib.training.corrector import train
-
-    typer.echo(str(train(manifest, output, steps, seed, weights_folder)))
-
-
-@train_app.command("confidence")
-def train_confidence_command(
-    manifest: Annotated[Path, typer.Option(help="manifest.csv; a sample of its train split is measured.")],
-    preset: Annotated[str, typer.Option(help="lite or lite-research.")] = "lite",
-    output: Annotated[Path, typer.Option(help="Folder for what was measured of each image.")] = Path("runs/confidence"),
-    weights_folder: WeightsOption = None,
-) -> None:
-    """Fit presence and expected Dice of a preset, after a change of its head. Goes on where it was stopped."""
-    from MedZeroSegLib.training.confidence import train_confidence
-
-    typer.echo(str(train_confidence(manifest, preset, output, weights_folder)))
-
-
-@train_app.command("names")
-def train_names(weights_folder: WeightsOption = None) -> None:
-    """Write the shipped text vectors of all names anew, after a change of the vocabulary; takes minutes."""
-    from MedZeroSegLib.text_image.minilm import MiniLmTextTower
-    from MedZeroSegLib.text_image.text_vectors import SHIPPED, write_table
-    from MedZeroSegLib.vocabulary import vocabulary, wordings
-    from MedZeroSegLib.weights import weights_store
-
-    tower = MiniLmTextTower(weights_store(weights_folder).locate("minilm"))
-    write_table(tower, [wordings(structure) for structure in vocabulary().values()])
-    typer.echo(str(SHIPPED))
 
 
 @weights_app.command("list")

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
 
+from MedZeroSegLib.cli_options import RESEARCH_NOTE, DeviceOption, PresetOption, WeightsOption
+
 if TYPE_CHECKING:
     from MedZeroSegLib.cohort.estimate import Estimate
     from MedZeroSegLib.cohort.journal import Journal
@@ -28,8 +30,8 @@ def cohort(
     ],
     output: Annotated[Path, typer.Option(help="Folder for the results; the same one goes on where a run stopped.")],
     structures: Annotated[str, typer.Option(help="Names for all cases whose row in the table has none.")] = "",
-    preset: Annotated[str, typer.Option(help="lite, lite-research (non-commercial), base or base/VARIANT.")] = "lite",
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
+    preset: PresetOption = "lite",
+    device: DeviceOption = "auto",
     workers: Annotated[Optional[int], typer.Option(help="Processes; else what cores and memory allow.")] = None,  # noqa: UP045
     threads: Annotated[Optional[int], typer.Option(help="Compute threads of each; else the cores shared.")] = None,  # noqa: UP045
     scheduler: Annotated[
@@ -45,10 +47,7 @@ def cohort(
         bool, typer.Option("--allow-unknown", help="Also names that aren't known, as they are.")
     ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Tell what would be done, and how long it takes.")] = False,
-    weights_folder: Annotated[
-        Optional[Path],  # noqa: UP045
-        typer.Option(help="Folder in which weights are looked for first."),
-    ] = None,
+    weights_folder: WeightsOption = None,
 ) -> None:
     """Segment many images; resumable. Only what is missing, changed or damaged is computed."""
     from MedZeroSegLib.cohort.inputs import find_cases
@@ -69,7 +68,7 @@ def cohort(
         return
     counts = _run(found.cases, folder, settings, engine, crew, retry_failed)
     _write_summaries(folder)
-    typer.echo("For research use; every result has to be reviewed by a qualified person.", err=True)
+    typer.echo(RESEARCH_NOTE, err=True)
     if counts.get("failed"):
         raise typer.Exit(SOME_FAILED)
 

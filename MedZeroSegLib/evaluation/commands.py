@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Optional
 
 import typer
 
+from MedZeroSegLib.cli_options import DeviceOption, PresetOption, WeightsOption
+
 if TYPE_CHECKING:
     from MedZeroSegLib.evaluation.target import Target
 
@@ -17,8 +19,6 @@ NOT_REPRODUCED = 1  # exit status
 evaluate_app = typer.Typer(no_args_is_help=True, help="Measure a preset on images with reference masks.")
 
 OutputOption = Annotated[Path, typer.Option(help="Folder for scores, masks and report; the same one goes on.")]
-PresetOption = Annotated[str, typer.Option(help="lite, lite-research (non-commercial), base or base/VARIANT.")]
-DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")]
 PromptsOption = Annotated[
     Optional[str],  # noqa: UP045
     typer.Option(help="JSON, TOML or YAML file with the texts to type, or a shipped set: P0, P1, P2 or P3."),
@@ -26,7 +26,6 @@ PromptsOption = Annotated[
 BaselineOption = Annotated[bool, typer.Option("--baseline", help="Also run the naive reference on the same weights.")]
 OverlaysOption = Annotated[Optional[Path], typer.Option(help="Folder for a picture of every image.")]  # noqa: UP045
 LimitOption = Annotated[Optional[int], typer.Option(help="At most this many images of each source.")]  # noqa: UP045
-WeightsOption = Annotated[Optional[Path], typer.Option(help="Folder in which weights are looked for first.")]  # noqa: UP045
 RootArgument = Annotated[Path, typer.Argument(help="Folder into which the data set was unpacked.")]
 
 

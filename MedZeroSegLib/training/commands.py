@@ -1,4 +1,4 @@
-"""Commands of `medzeroseg train` and `evaluate` for the towers of the preset `base`; torch comes when one runs."""
+"""The commands `medzeroseg train ...`, and `evaluate retrieval` for what one of them trains; torch comes on a run."""
 
 from __future__ import annotations
 
@@ -8,6 +8,12 @@ from typing import Annotated, Optional
 
 import typer
 
+from MedZeroSegLib.cli_options import DeviceOption, WeightsOption
+from MedZeroSegLib.evaluation.commands import evaluate_app
+
+train_app = typer.Typer(no_args_is_help=True, help="Train what the presets use.")
+
+ManifestOption = Annotated[Path, typer.Option(help="manifest.csv; its train split is used.")]
 PairsOption = Annotated[
     Path, typer.Option(help="CSV or TSV file with the columns image, caption and, if wanted, split.")
 ]
@@ -16,19 +22,72 @@ MissingOption = Annotated[bool, typer.Option("--skip-missing", help="Leave out r
 ModelOption = Annotated[
     str, typer.Option(help="biomedclip, a folder or file with a CLIP model, or open_clip's NAME or NAME/TAG.")
 ]
-DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")]
-WeightsOption = Annotated[Optional[Path], typer.Option(help="Folder in which weights are looked for first.")]  # noqa: UP045
 SeedOption = Annotated[int, typer.Option(help="Random seed.")]
 EveryOption = Annotated[int, typer.Option(help="Steps between two checkpoints.")]
 
 
-def add_commands(train: typer.Typer, evaluate: typer.Typer) -> None:
-    """Add the commands of this file to the groups that they belong to."""
-    train.command("clip")(train_clip)
-    train.command("dpfem")(train_dpfem)
-    evaluate.command("retrieval")(evaluate_retrieval)
+@train_app.command("lite")
+def train_lite(
+    manifest: ManifestOption,
+    output: Annotated[Path, typer.Option(help="Folder for embeddings, checkpoint and head.")] = Path("runs/lite"),
+    steps: Annotated[int, typer.Option(help="Optimiser steps.")] = 1300,
+    all_licences: Annotated[
+        bool,
+        typer.Option("--all-licences", help="Also sources for non-commercial use; the head is then bound to that."),
+    ] = False,
+    start: Annotated[Optional[Path], typer.Option(help="Head to go on from.")] = None,  # noqa: UP045
+    start_share: Annotated[float, typer.Option(help="Share of that head in the weights that are written.")] = 0.0,
+    seed: SeedOption = 0,
+    weights_folder: WeightsOption = None,
+) -> None:
+    """Train the lite head: region-text contrast and dense masks. Goes on where it was stopped."""
+    from MedZeroSegLib.training.lite import train
+
+    file = train(manifest, output, steps, all_licences, start, start_share, seed, weights_folder)
+    typer.echo(str(file))
 
 
+@train_app.command("corrector")
+def train_corrector(
+    manifest: ManifestOption,
+    output: Annotated[Path, typer.Option(help="Folder for embeddings and weights.")] = Path("runs/lite"),
+    steps: Annotated[int, typer.Option(help="Optimiser steps.")] = 800,
+    seed: SeedOption = 0,
+    weights_folder: WeightsOption = None,
+) -> None:
+    """Train the corrector, which turns clicks and strokes into masks, with simulated corrections."""
+    from MedZeroSegLib.training.corrector import train
+
+    typer.echo(str(train(manifest, output, steps, seed, weights_folder)))
+
+
+@train_app.command("confidence")
+def train_confidence_command(
+    manifest: Annotated[Path, typer.Option(help="manifest.csv; a sample of its train split is measured.")],
+    preset: Annotated[str, typer.Option(help="lite or lite-research.")] = "lite",
+    output: Annotated[Path, typer.Option(help="Folder for what was measured of each image.")] = Path("runs/confidence"),
+    weights_folder: WeightsOption = None,
+) -> None:
+    """Fit presence and expected Dice of a preset, after a change of its head. Goes on where it was stopped."""
+    from MedZeroSegLib.training.confidence import train_confidence
+
+    typer.echo(str(train_confidence(manifest, preset, output, weights_folder)))
+
+
+@train_app.command("names")
+def train_names(weights_folder: WeightsOption = None) -> None:
+    """Write the shipped text vectors of all names anew, after a change of the vocabulary; takes minutes."""
+    from MedZeroSegLib.text_image.minilm import MiniLmTextTower
+    from MedZeroSegLib.text_image.text_vectors import SHIPPED, write_table
+    from MedZeroSegLib.vocabulary import vocabulary, wordings
+    from MedZeroSegLib.weights import weights_store
+
+    tower = MiniLmTextTower(weights_store(weights_folder).locate("minilm"))
+    write_table(tower, [wordings(structure) for structure in vocabulary().values()])
+    typer.echo(str(SHIPPED))
+
+
+@train_app.command("clip")
 def train_clip(
     pairs: PairsOption,
     output: Annotated[Path, typer.Option(help="Folder for checkpoint, log and model.")],
@@ -76,6 +135,7 @@ def train_clip(
         typer.echo(str(file))
 
 
+@train_app.command("dpfem")
 def train_dpfem(
     pairs: PairsOption,
     output: Annotated[Path, typer.Option(help="Folder for features, checkpoint and module.")],
@@ -103,6 +163,7 @@ def train_dpfem(
     typer.echo(str(file))
 
 
+@evaluate_app.command("retrieval")
 def evaluate_retrieval(
     pairs: PairsOption,
     model: ModelOption = "biomedclip",
