@@ -168,7 +168,7 @@ class EditingSession:
         """The slice is right as it is: the model doesn't change it any more and learns from it."""
         n = self.grid.canonical_slice(index)
         with self._change() as said:
-            self._remember(n)
+            self.drawing.remember(n)
             self.drawing.confirmed |= {n}
             self.drawing.absent = self.drawing.absent - {n} if self.drawing.mask[n].any() else self.drawing.absent | {n}
         return self._changed(said)
@@ -179,7 +179,7 @@ class EditingSession:
         with self._change() as said:
             if (self.drawing.drawn[n] == INSIDE).any():
                 said.append(f"What was drawn in slice {index} is taken back: the structure isn't in it.")
-            self._remember(n)
+            self.drawing.remember(n)
             self.revisions.touch(n)
             self.drawing.mask[n] = False
             self.drawing.drawn[n] = FREE
@@ -193,7 +193,7 @@ class EditingSession:
         new = self._nothing() if mask is None else self._canonical(mask, "mask")
         with self._change() as said:
             for n in map(int, np.flatnonzero((new != self.drawing.mask).any(axis=(1, 2)))):
-                self._remember(n)
+                self.drawing.remember(n)
                 self.revisions.touch(n)
                 differs = new[n] != self.drawing.mask[n]
                 self.drawing.drawn[n][differs & new[n]] = INSIDE
@@ -248,7 +248,7 @@ class EditingSession:
     def _draw_in(self, n: int, places: np.ndarray, inside: bool, radius: int, said: list[str]) -> None:
         """Draw in one slice, places (row, column) [m, 2], and let the model follow there."""
         index = self.grid.canonical_slice(n)
-        self._remember(n)
+        self.drawing.remember(n)
         self.revisions.touch(n)
         drawn = self.drawing.drawn[n]
         mine, other = (INSIDE, OUTSIDE) if inside else (OUTSIDE, INSIDE)
@@ -306,11 +306,8 @@ class EditingSession:
 
     def mark_corrected(self, n: int) -> None:
         """The slice counts as corrected, so that others follow it."""
-        self._remember(n)
-        self.drawing.hints.setdefault(n, no_hints())
-
-    def _remember(self, n: int) -> None:
         self.drawing.remember(n)
+        self.drawing.hints.setdefault(n, no_hints())
 
     def _spreading(self) -> Spreading:
         return Spreading(self)

@@ -25,6 +25,7 @@ POSITION_DIGITS = 2  # of a voxel, kept in a segment's provenance
 CORRECTIONS = "corrections"  # their key in there
 
 Action = dict[str, Any]
+Voxels = tuple[np.ndarray, Extent, bool]  # as `segment_io.read_on_grid` gives them
 Look = tuple[str, int]  # of a segment in the scene: its voxels' SHA-256, and how many corrections it has seen
 
 
@@ -43,12 +44,12 @@ class Target:
             return None
         return self.segmentation.GetSegmentation().GetSegment(self.segment_id)
 
-    def look(self) -> Look:
-        """Tells a state of the segment from all others."""
-        mask, extent, _resampled = self.voxels()
+    def look(self, voxels: Voxels) -> Look:
+        """Tells a state of the segment, whose voxels these are, from all others."""
+        mask, extent, _resampled = voxels
         return mask_sha256(mask, extent), len(provenance_of(self.segment).get(CORRECTIONS, ()))
 
-    def voxels(self) -> tuple[np.ndarray, Extent, bool]:
+    def voxels(self) -> Voxels:
         """As `segment_io.read_on_grid`."""
         return read_on_grid(self.segmentation, self.volume, self.segment_id)
 
@@ -87,6 +88,8 @@ class Correction:
         self._run = run
         run.on_other = self._on_event
         self._settings, self._modality, self._stay_out = Settings(), None, False
+        self._files = 0  # written so far; each has a name of its own
+        self._written: list[Path] = []
         self._lose_session()
         self._begin_anew()
 
@@ -179,6 +182,7 @@ class Correction:
 
     def _send_start(self, target: Target) -> None:
         self._lose_session()
+        voxels = target.voxels()
         export = prepare_export(target.volume, self._run.folder, self._modality)
         export.write()
         self._volume, self._stamp = export.message, volume_stamp(target.volume)
@@ -186,7 +190,7 @@ class Correction:
             "cmd": "edit-start",
             "volume": self._volume,
             "name": self._name(target.segment),
-            "mask": self._mask_file(target.voxels()),
+            "mask": self._mask_file(voxels),
             "others": list(self._others(target)),
             "stay_out": self._stay_out,
             "through": None,
@@ -194,16 +198,17 @@ class Correction:
             "device": self._settings.device,
             "weights_folder": self._settings.weights_folder or None,
         }
-        look = target.look()
+        look = target.look(voxels)
         self.sentence = _("Getting ready to correct {name}...").format(name=target.segment.GetName())
         self._current = _Message(self._run.engine.submit(message), look)
         self._asked = False
 
     def _send_edit(self, target: Target) -> None:
-        look = target.look()
+        voxels = target.voxels()
+        look = target.look(voxels)
         actions, self._pending, self._asked = self._pending, [], False
         if look not in self._revisions:
-            actions = [{"kind": "redraw", "mask": self._mask_file(target.voxels())}, *actions]
+            actions = [{"kind": "redraw", "mask": self._mask_file(voxels)}, *actions]
         revision = self._revisions.get(look, self._revision)
         spread = not actions and self._spread
         if spread:
@@ -223,7 +228,7 @@ class Correction:
         number = self._run.engine.submit(message)
         self._current = _Message(number, look, tuple(actions), spread, revision)
 
-    def _mask_file(self, voxels: tuple[np.ndarray, Extent, bool]) -> dict[str, Any] | None:
+    def _mask_file(self, voxels: Voxels) -> dict[str, Any] | None:
         """The message's entry of a mask; None for an empty one."""
         mask, extent, _resampled = voxels
         if extent == EMPTY_EXTENT:
@@ -274,8 +279,7 @@ class Correction:
         if event["code"] == "session" and not self._opened_again:
             self._opened_again = True
             self._lose_session()
-            self._pending = [action for action in message.actions if action["kind"] != "redraw"] + self._pending
-            self._spread = self._spread or message.spread
+            self._send_again(message)
             self._asked = True
             return
         if event["code"] != "input" or not (message.actions or message.spread):
@@ -287,15 +291,17 @@ class Correction:
         target = self.target
         if target is None or target.segment is None:
             return
-        if target.look() != message.look or self._run.state.under_way:
-            self._pending = [action for action in message.actions if action["kind"] != "redraw"] + self._pending
-            self._spread = self._spread or message.spread
+        voxels = target.voxels()
+        if target.look(voxels) != message.look or self._run.state.under_way:
+            self._send_again(message)
             return
         self._opened_again = False
         try:
             with self._run.history(target.segmentation, target.volume).change():
                 if event["box"] is not None:
-                    self._write(target, np.load(event["mask"], allow_pickle=False) != 0, tuple(event["box"]))
+                    new = np.load(event["mask"], allow_pickle=False) != 0
+                    mask, extent = pasted(*voxels[:2], new, tuple(event["box"]))
+                    write_segment(target.segmentation, target.volume, target.segment_id, mask, extent)
                 self._record(target.segment, message)
         except (MedZeroSegError, OSError, ValueError, RuntimeError):
             logging.exception("MedZeroSeg: a correction was not written")
@@ -307,7 +313,7 @@ class Correction:
         # Revisions that were ahead of the one that was gone back to are replaced by this one.
         kept = {look: revision for look, revision in self._revisions.items() if revision <= message.revision}
         self._revision = event["revision"]
-        self._revisions = {**kept, target.look(): self._revision}
+        self._revisions = {**kept, target.look(target.voxels()): self._revision}
         self.sentence = " ".join(event["sentences"])
         if not self.sentence and event["stage"] == "volume":
             count = len(event["slices"])
@@ -317,10 +323,10 @@ class Correction:
                 else _("{count} slices were updated.").format(count=count)
             )  # fmt: skip
 
-    def _write(self, target: Target, new: np.ndarray, box: Extent) -> None:
-        mask, extent, _resampled = target.voxels()
-        mask, extent = pasted(mask, extent, new, box)
-        write_segment(target.segmentation, target.volume, target.segment_id, mask, extent)
+    def _send_again(self, message: _Message) -> None:
+        """What a message asked for waits again, before what has come since; the mask is handed over anew."""
+        self._pending = [action for action in message.actions if action["kind"] != "redraw"] + self._pending
+        self._spread = self._spread or message.spread
 
     def _record(self, segment: Any, message: _Message) -> None:
         record = provenance_of(segment)
@@ -344,8 +350,6 @@ class Correction:
         self._revisions: dict[Look, int] = {}
         self._volume: dict[str, Any] = {}
         self._stamp: tuple[str, int] | None = None
-        self._files = getattr(self, "_files", 0)
-        self._written: list[Path] = getattr(self, "_written", [])
 
     def _end_session(self) -> None:
         """Let the engine forget it."""
