@@ -23,7 +23,7 @@ from MedZeroSegLib.evaluation.reference import Image, Reference, read_reference
 from MedZeroSegLib.evaluation.report import RunFacts
 from MedZeroSegLib.evaluation.report_files import Measured, write_report_files
 from MedZeroSegLib.evaluation.scores import Score, ScoreTable
-from MedZeroSegLib.evaluation.target import Target, manifest_target
+from MedZeroSegLib.evaluation.target import Target
 from MedZeroSegLib.segment import Segmentation
 from MedZeroSegLib.slices import slice_frame
 from MedZeroSegLib.volume import Volume
@@ -31,13 +31,6 @@ from MedZeroSegLib.writers import replacing
 
 Segmenter = Callable[[Volume, Sequence[str]], Segmentation]
 NaiveSegmenter = Callable[[Volume, Sequence[str]], Mapping[str, np.ndarray]]
-
-
-def evaluate_manifest(
-    manifest: Path | str, split: str, segmenter: Segmenter, output: Path | str, preset: str, **options: Any
-) -> str:
-    """``evaluate`` on one split of a manifest."""
-    return evaluate(manifest_target(manifest, split), segmenter, output, preset, **options)
 
 
 def evaluate(

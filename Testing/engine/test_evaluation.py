@@ -19,8 +19,9 @@ from MedZeroSegLib.evaluation import figures
 from MedZeroSegLib.evaluation.manifest import COLUMNS, Case, annotation_scheme, read_manifest
 from MedZeroSegLib.evaluation.overlays import write_overlay
 from MedZeroSegLib.evaluation.questions import IN_VIEW, Questionnaire, images_of
-from MedZeroSegLib.evaluation.run import evaluate_manifest
+from MedZeroSegLib.evaluation.run import evaluate
 from MedZeroSegLib.evaluation.scores import Score, read_scores
+from MedZeroSegLib.evaluation.target import manifest_target
 from MedZeroSegLib.queries import resolve
 from MedZeroSegLib.segment import Segment, Segmentation
 from MedZeroSegLib.vocabulary import vocabulary
@@ -159,7 +160,7 @@ def manifest(tmp_path: Path) -> Path:
 
 def run(manifest: Path, segmenter: StandIn, **options: object) -> tuple[list[Score], str]:
     output = manifest.parent / "out"
-    text = evaluate_manifest(manifest, "val", segmenter, output, "stand-in", progress=False, **options)
+    text = evaluate(manifest_target(manifest, "val"), segmenter, output, "stand-in", progress=False, **options)
     return read_scores(output / "cases.csv"), text
 
 
@@ -343,7 +344,7 @@ def test_other_weights_start_anew(manifest, capsys):
     run(manifest, StandIn(blind=("liver",)))
     other = StandIn(weights_hash="1" * 64)
     output = manifest.parent / "out"
-    evaluate_manifest(manifest, "val", other, output, "stand-in")
+    evaluate(manifest_target(manifest, "val"), other, output, "stand-in")
     assert len(other.calls) == 4
     assert "measured anew" in capsys.readouterr().err
     assert rows_of(read_scores(output / "cases.csv"), "ct_1")["liver"].dice == 1.0
@@ -392,7 +393,7 @@ def test_labels_that_are_no_pairs_are_named(manifest):
 
 def test_an_unknown_split_is_told_the_splits_there_are(manifest):
     with pytest.raises(InputError, match="its splits are train, val"):
-        evaluate_manifest(manifest, "test", StandIn(), manifest.parent / "out", "stand-in", progress=False)
+        evaluate(manifest_target(manifest, "test"), StandIn(), manifest.parent / "out", "stand-in", progress=False)
 
 
 def test_an_output_that_is_a_file_is_refused_before_the_work(manifest):
