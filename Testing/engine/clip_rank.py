@@ -15,28 +15,31 @@ import torch
 from MedZeroSegLib.trained_weights import clip_of_folder
 from MedZeroSegLib.training.clip import ClipTrainer, ClipTraining, Course
 from MedZeroSegLib.training.pairs import read_pairs
-from MedZeroSegLib.training.processes import started_processes
+from MedZeroSegLib.training.processes import ALONE, Processes, started_processes
 
 SETTINGS = ClipTraining(steps=4, batch=8, precision="fp32", learning_rate=1e-3)
 
 
-def first_gradients(model: Path, pairs_file: Path, output: Path, loss: str, chunk: int = 2) -> None:
+def first_gradients(
+    model: Path, pairs_file: Path, output: Path, loss: str, chunk: int = 2, processes: Processes = ALONE
+) -> None:
     pairs = read_pairs(pairs_file)
-    with started_processes("cpu") as (processes, device):
-        clip = clip_of_folder(model, device)
-        trainer = ClipTrainer(
-            clip, pairs.of("train"), pairs.digest, output, replace(SETTINGS, loss=loss), Course(chunk, 1), processes
-        )
-        clip.model.train()
-        found = trainer.accumulate(next(trainer.batches.after(0, 1)))
-        gradients = {name: weight.grad for name, weight in trainer.weights.items()}
-        torch.save(
-            {"gradients": gradients, "told": found, "lambdas": trainer.difficulty.state_dict()},
-            output / f"gradients-{loss}-{processes.rank}.pt",
-        )
+    clip = clip_of_folder(model, "cpu")
+    trainer = ClipTrainer(
+        clip, pairs.of("train"), pairs.digest, output, replace(SETTINGS, loss=loss), Course(chunk, 1), processes
+    )
+    clip.model.train()
+    found = trainer.accumulate(next(trainer.batches.after(0, 1)))
+    gradients = {name: weight.grad for name, weight in trainer.weights.items()}
+    torch.save(
+        {"gradients": gradients, "told": found, "lambdas": trainer.difficulty.state_dict()},
+        output / f"gradients-{loss}-{processes.rank}.pt",
+    )
 
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    for name in ("cehnc", "dhn-nce"):
-        first_gradients(Path(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[3]), name)
+    # One group for both losses: of a second one on the same port a process may meet what is left of the first.
+    with started_processes("cpu") as (group, _):
+        for name in ("cehnc", "dhn-nce"):
+            first_gradients(Path(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[3]), name, processes=group)
