@@ -85,11 +85,13 @@ def main() -> int:
     arguments = parser.parse_args()
     environment = new_scene(tempfile.mkdtemp())
     qapp = application.install(environment, ROOT / "MedZeroSeg" / "MedZeroSeg.py")
+    from MedZeroSegSlicer import logic
+
     import MedZeroSeg
 
     engine = ROOT / "MedZeroSeg" / "MedZeroSegSlicer" / "stand_in_engine.py"
-    MedZeroSeg.worker_command = lambda: [sys.executable, str(engine)]
-    MedZeroSeg.examine = lambda folder, preset: MedZeroSeg.Setup()
+    logic.worker_command = lambda: [sys.executable, str(engine)]
+    logic.examine = lambda folder, preset: logic.Setup()
     parent = application.panel_parent()
     widget = MedZeroSeg.MedZeroSegWidget(parent)
     widget.setup()
