@@ -253,11 +253,11 @@ def add_result(
     if stay_out:
         record["stays_out_of_other_segments"] = True
         inside &= ~_taken(segmentation_node, volume_node, box, inside.shape, apart_from=earlier)
-    tight = mask_extent(inside)
-    if tight == EMPTY_EXTENT:
-        return None
-    inside, box = crop(inside, tight), _moved(tight, np.array(box[::2]))
-    if stay_out or "mask_sha256" not in record:  # else it is the engine's, of the same mask
+    if stay_out or "mask_sha256" not in record:  # else the engine's, of this very mask in its smallest box
+        tight = mask_extent(inside)
+        if tight == EMPTY_EXTENT:
+            return None
+        inside, box = crop(inside, tight), _moved(tight, np.array(box[::2]))
         record["mask_sha256"] = mask_sha256(inside, box)
     with _one_modification(segmentation_node):
         if earlier is not None:
