@@ -72,10 +72,15 @@ class Calibration:
         return bool(self.presence(name, features) >= self.found_min)
 
 
+def calibration_file(preset: str, folder: Path = FOLDER) -> Path:
+    """Where the coefficients of a preset ship."""
+    return folder / f"{preset}-confidence.json"
+
+
 @lru_cache(maxsize=8)
 def calibration_of(preset: str, folder: Path = FOLDER) -> Calibration | None:
     """The shipped coefficients of a preset, None where it has none; raises InstallationError for a damaged file."""
-    file = folder / f"{preset}-confidence.json"
+    file = calibration_file(preset, folder)
     if not file.is_file():
         return None
     try:

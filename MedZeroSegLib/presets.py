@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from MedZeroSegLib.base_preset import BASE, VARIANTS, ZeroShot, load_zero_shot
-from MedZeroSegLib.calibration import Calibration, calibration_of
+from MedZeroSegLib.calibration import Calibration, calibration_file, calibration_of
 from MedZeroSegLib.errors import InputError
 from MedZeroSegLib.propagation import Choice
 from MedZeroSegLib.sensitivity import NEUTRAL, check_sensitivity, threshold_at
@@ -34,7 +34,8 @@ class Preset:
     licence
         Of the head's weights.
     found_min
-        Least evidence in the best slice for a trained structure to be found.
+        Least evidence in the best slice for a trained structure to be found; once loaded, where the preset is
+        calibrated, the least probability of being there.
     found_min_untrained
         The same for text that the head was never trained with.
     slice_min
@@ -162,14 +163,14 @@ def _load_lite(preset: Preset, device: str, store: WeightsStore, passed_over: tu
     decoder = load_lite_medsam(store, device)
     head, card = read_head(head_file)
     text_image = LiteTextImage(head, TextVectors(lambda: MiniLmTextTower(tower_folder)), card, device)
-    records = (
-        store.record("lite-medsam"),
-        store.record("minilm"),
-        {
-            "name": f"{preset.name} head",
-            "file": head_file.name,
-            "sha256": sha256_of(head_file),
-            "licence": preset.licence,
-        },
-    )
-    return Engine(preset, text_image, decoder, device, records, passed_over, calibration_of(preset.name))
+    records = [store.record("lite-medsam"), store.record("minilm"), _shipped(f"{preset.name} head", head_file, preset)]
+    calibration = calibration_of(preset.name)
+    if calibration is not None:
+        records.append(_shipped(f"{preset.name} confidence", calibration_file(preset.name), preset))
+        preset = replace(preset, found_min=calibration.found_min)
+    return Engine(preset, text_image, decoder, device, tuple(records), passed_over, calibration)
+
+
+def _shipped(name: str, file: Path, preset: Preset) -> dict[str, str]:
+    """The record of a file that came with the package."""
+    return {"name": name, "file": file.name, "sha256": sha256_of(file), "licence": preset.licence}

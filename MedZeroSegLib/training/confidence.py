@@ -18,7 +18,7 @@ from scipy.optimize import minimize
 from scipy.special import expit
 from scipy.stats import mannwhitneyu
 
-from MedZeroSegLib.calibration import FOLDER, Logistic
+from MedZeroSegLib.calibration import Logistic, calibration_file
 from MedZeroSegLib.errors import InputError
 from MedZeroSegLib.evaluation.manifest import PARTLY_ANNOTATED, Case, read_manifest
 from MedZeroSegLib.evaluation.questions import Questionnaire, images_of
@@ -84,7 +84,7 @@ def train_confidence(
         rows += rows_of(image, questionnaire, engine, output / f"{image[0].case_id}.json")
         forget_volumes()
     content = fitted(rows, FOUND_MIN.get(preset, 0.5))
-    file = FOLDER / f"{preset}-confidence.json"
+    file = calibration_file(preset)
     with replacing(file) as stream:
         stream.write((json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode())
     return file

@@ -15,15 +15,16 @@ from analytic import CANVAS, analytic_engine, ellipsoid
 from scipy import ndimage
 
 from MedZeroSegLib import pipeline
-from MedZeroSegLib.calibration import Calibration, Logistic, calibration_of
+from MedZeroSegLib.calibration import Calibration, Logistic, calibration_file, calibration_of
 from MedZeroSegLib.confidence import Confidence
 from MedZeroSegLib.errors import InstallationError
 from MedZeroSegLib.extent import mask_extent
 from MedZeroSegLib.presence import presence_features
-from MedZeroSegLib.presets import PRESETS, Engine
+from MedZeroSegLib.presets import PRESETS, Engine, load_engine
 from MedZeroSegLib.saliency import Saliency, evidence_of
 from MedZeroSegLib.segment import Segment
 from MedZeroSegLib.volume import Volume
+from MedZeroSegLib.weights_catalogue import sha256_of
 from MedZeroSegLib.writers import report
 
 SHAPE, SPACING, ORIGIN = (44, 36, 10), (2.0, 2.2, 6.0), (-43.0, -38.5, -21.0)  # i, j, k
@@ -187,3 +188,12 @@ def test_a_damaged_calibration_is_told(tmp_path: Path) -> None:
     with pytest.raises(InstallationError, match="reinstall"):
         calibration_of("lite", tmp_path)
     assert calibration_of("base", tmp_path) is None
+
+
+@pytest.mark.parametrize("preset", ["lite", "lite-research"])
+def test_a_result_names_the_calibration_and_the_threshold_that_decided(preset: str) -> None:
+    engine = load_engine(preset, "cpu")
+    file = calibration_file(preset)
+    recorded = {record["name"]: record["sha256"] for record in engine.weights}
+    assert recorded[f"{preset} confidence"] == sha256_of(file)
+    assert engine.settings["found_min"] == json.loads(file.read_text(encoding="utf-8"))["found_min"]
