@@ -40,7 +40,7 @@ class CaseRecord:
         Sentences about the image as a whole.
     files : dict of str
         Kind → path relative to the cohort's folder, with "/" between its parts: "labels", "mosaic", "thumbnail",
-        "dicom_seg", "report".
+        "dicom_seg", "report", "uncertainty", "uncertainty_table".
     provenance : dict
         How it was made, see ``provenance_of``; empty for a failed case.
     reviewed : str

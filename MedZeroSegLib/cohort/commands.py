@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 SOME_FAILED = 1  # exit status
 FAILURES_TOLD_MAX = 20
+NAMES_TOLD_MAX = 5
 
 
 def cohort(
@@ -40,6 +41,9 @@ def cohort(
     ] = None,
     format: Annotated[str, typer.Option(help="seg.nrrd, nii.gz or nii.")] = "seg.nrrd",
     dicom_seg: Annotated[bool, typer.Option("--dicom-seg", help="Also a DICOM SEG for cases from DICOM.")] = False,
+    uncertainty: Annotated[
+        bool, typer.Option("--uncertainty", help="Also a map of doubtful voxels; training on the masks needs it.")
+    ] = False,
     modality: Annotated[str | None, typer.Option(help="CT, MR, X-ray, ultrasound, PET; else read or guessed.")] = None,
     frame: Annotated[Optional[int], typer.Option(help="Frame of time series, from 0.")] = None,  # noqa: UP045
     retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Also cases that failed before.")] = False,
@@ -56,7 +60,12 @@ def cohort(
 
     folder = output.expanduser().absolute()
     settings = RunSettings(
-        preset=preset, device=device, weights_folder=weights_folder, format=format, dicom_seg=dicom_seg
+        preset=preset,
+        device=device,
+        weights_folder=weights_folder,
+        format=format,
+        dicom_seg=dicom_seg,
+        uncertainty=uncertainty,
     )
     found = find_cases(source, structures, modality, frame)
     for sentence in (*found.notes, *check_structures(found.cases, allow_unknown)):
@@ -166,11 +175,11 @@ def _tell_dry_run(cases: Any, folder: Path, settings: Any, engine: Any, crew: Cr
     from MedZeroSegLib.cohort.estimate import estimate
     from MedZeroSegLib.cohort.journal import FILE, Journal
     from MedZeroSegLib.cohort.plan import make_plan
-    from MedZeroSegLib.cohort.review import corrected_cases
+    from MedZeroSegLib.cohort.review import reviewed_cases
 
     journal = Journal(folder) if (folder / FILE).is_file() else None
     entries, outputs = (journal.entries(), journal.outputs()) if journal else ({}, {})
-    plan = make_plan(cases, entries, outputs, folder, settings, engine, retry_failed, corrected_cases(folder))
+    plan = make_plan(cases, entries, outputs, folder, settings, engine, retry_failed, reviewed_cases(folder))
     expected = estimate(
         [turn.case for turn in plan.turns], settings.preset, settings.device, crew, _measured_seconds(journal)
     )
@@ -188,6 +197,14 @@ def _plan_lines(plan: Plan, crew: Crew) -> list[str]:
     lines = [f"To compute: {len(plan.turns)} cases" + (f" ({reasons})." if reasons else ".")]
     if whole:
         lines.append(f"Whole already: {whole} cases.")
+    if plan.reviewed:
+        lines.append(f"Accepted or corrected by people and left as they are: {len(plan.reviewed)} cases.")
+    if plan.by_hand:
+        told = ", ".join(plan.by_hand[:NAMES_TOLD_MAX]) + (" and others" if len(plan.by_hand) > NAMES_TOLD_MAX else "")
+        lines.append(
+            f"Masks that a person changed, though no mark says so, left as they are: {told}; delete a file, and its "
+            "case is computed anew."
+        )
     if plan.failed:
         lines.append(f"Failed before and left alone: {len(plan.failed)} cases; --retry-failed tries them again.")
     if plan.turns:

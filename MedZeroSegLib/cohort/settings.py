@@ -28,6 +28,8 @@ class RunSettings:
         One of ``FORMATS``.
     dicom_seg
         Whether cases that come from DICOM also get a DICOM SEG object.
+    uncertainty
+        Whether cases also get a map of doubtful voxels and a table of slices' doubts.
     """
 
     preset: str = "lite"
@@ -35,6 +37,7 @@ class RunSettings:
     weights_folder: Path | None = None
     format: str = "seg.nrrd"
     dicom_seg: bool = False
+    uncertainty: bool = False
 
     def __post_init__(self) -> None:
         if self.format not in FORMATS:
@@ -83,7 +86,8 @@ class CaseMarks:
 
 def case_marks(case: Case, settings: RunSettings, engine: EngineMarks) -> CaseMarks:
     """The marks of a case that is computed now."""
-    asked = [split_names(case.structures), case.modality, case.frame, settings.format, settings.dicom_seg]
+    files = [settings.format, settings.dicom_seg, *(["uncertainty"] if settings.uncertainty else [])]
+    asked = [split_names(case.structures), case.modality, case.frame, *files]
     return CaseMarks(_hash([engine.preset, asked]), engine.weights)
 
 

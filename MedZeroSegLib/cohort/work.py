@@ -175,6 +175,11 @@ def _write(segmentation: Segmentation, case: Case, settings: RunSettings, place:
     write_report(segmentation, place / names["report"])
     write_mosaic(segmentation, place / names["mosaic"])
     write_thumbnail(segmentation, place / names["thumbnail"])
+    if settings.uncertainty:
+        from MedZeroSegLib.uncertainty_map import write_uncertainty
+
+        chart, table = write_uncertainty(segmentation, place, case.name)
+        names |= {"uncertainty": chart.name, "uncertainty_table": table.name}
     if settings.dicom_seg and is_dicom(case.image):
         from MedZeroSegLib.dicom_seg import write_dicom_seg
 
