@@ -1,16 +1,17 @@
 """What is to be done: which cases are whole as they lie there, and why the others are computed. Nothing is changed.
 
 A result is whole when image, settings and weights are those that it was made from and every file has its hash. Masks
-that the review list calls corrected are a person's work: while they lie there, they are never computed anew."""
+that people have accepted or changed are their work: while they lie there, they are never computed anew."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from MedZeroSegLib.cohort.by_hand import Outputs, belongs_to_a_person
 from MedZeroSegLib.cohort.case import Case
 from MedZeroSegLib.cohort.case_record import CaseRecord
 from MedZeroSegLib.cohort.journal import Entry
@@ -22,8 +23,6 @@ from MedZeroSegLib.weights_catalogue import sha256_of
 NEW, INTERRUPTED, FAILED = "new", "interrupted", "failed before"
 IMAGE, SETTINGS, WEIGHTS = "image changed", "settings changed", "weights changed"
 MISSING, DAMAGED = "output missing", "output damaged"
-
-Outputs = Mapping[str, tuple[str, int]]
 
 
 @dataclass(frozen=True)
@@ -47,15 +46,20 @@ class Plan:
     ready
         Whole in a folder, though the journal doesn't say so: the run ended before it was noted. Folder and answer.
     kept
-        Whole, or corrected by people, with their signature to note.
+        Whole, or a person's work, with their signature to note.
     failed
         Failed before, and neither image nor settings changed since.
+    reviewed, by_hand
+        Names of those, of ready and kept, that would be computed but for the person who has accepted or corrected
+        them, or changed them without a mark on the list.
     """
 
     turns: tuple[Turn, ...]
     ready: tuple[tuple[Case, Path, dict[str, Any]], ...]
     kept: tuple[tuple[Case, str], ...]
     failed: tuple[Case, ...]
+    reviewed: tuple[str, ...] = ()
+    by_hand: tuple[str, ...] = ()
 
     @property
     def reasons(self) -> dict[str, int]:
@@ -71,43 +75,63 @@ def make_plan(
     settings: RunSettings,
     engine: EngineMarks,
     retry_failed: bool = False,
-    corrected: Collection[str] = (),
+    reviews: Mapping[str, str] | None = None,
 ) -> Plan:
     """Compare the cases with the journal's entries and outputs, and with what lies in the folder.
 
     Parameters
     ----------
-    corrected
-        Names of cases whose masks people have corrected and which lie there, see ``review.corrected_cases``.
+    reviews
+        Status of the cases that people have accepted or corrected, see ``review.reviewed_cases``.
     """
+    reviews = reviews or {}
     turns, ready, kept, failed = [], [], [], []
+    reviewed: list[str] = []
+    by_hand: list[str] = []
     for case in cases:
         marks, entry, signature = case_marks(case, settings, engine), entries.get(case.name), case.signature()
-        if entry is None:
-            turns.append(Turn(case, marks, NEW))
-        elif entry.status in ("waiting", "running"):
-            found = _unnoted(case, marks, signature, entry, folder)
-            if found is None:
-                turns.append(Turn(case, marks, INTERRUPTED if entry.status == "running" else entry.sentence or NEW))
-            else:
-                ready.append((case, *found))
-        elif entry.status == "done" and case.name in corrected:
+        place, noted = case_folder(folder, case.name), outputs.get(case.name, {})
+        unnoted = _unnoted(case, marks, signature, entry, folder)
+        reason = "" if unnoted else _reason(case, marks, signature, entry, place, noted, retry_failed)
+        if reason and belongs_to_a_person(place, noted, reviews.get(case.name, "")):
+            unnoted, reason = _persons(entry, place, reason)
+            (reviewed if case.name in reviews else by_hand).append(case.name)
             # With the old signature: should the case be opened again, what has changed since is still known.
-            kept.append((case, entry.signature or signature))
+            signature = entry.signature or signature if entry else signature
+        if unnoted is not None:
+            ready.append((case, *unnoted))
+        elif reason:
+            turns.append(Turn(case, marks, reason))
+        elif entry is not None and entry.status == "failed":
+            failed.append(case)
         else:
-            reason = _changed(case, marks, signature, entry) or (
-                (FAILED if retry_failed else "")
-                if entry.status == "failed"
-                else _fault(case_folder(folder, case.name), outputs.get(case.name, {}))
-            )
-            if reason:
-                turns.append(Turn(case, marks, reason))
-            elif entry.status == "failed":
-                failed.append(case)
-            else:
-                kept.append((case, signature))
+            kept.append((case, signature))
     turns.sort(key=lambda turn: turn.reason == INTERRUPTED)
-    return Plan(tuple(turns), tuple(ready), tuple(kept), tuple(failed))
+    return Plan(tuple(turns), tuple(ready), tuple(kept), tuple(failed), tuple(reviewed), tuple(by_hand))
+
+
+def _reason(
+    case: Case, marks: CaseMarks, signature: str, entry: Entry | None, place: Path, noted: Outputs, retry_failed: bool
+) -> str:
+    """Why a case is to be computed; "" for one that is whole, or failed before."""
+    if entry is None:
+        return NEW
+    if entry.status in ("waiting", "running"):
+        return INTERRUPTED if entry.status == "running" else entry.sentence or NEW
+    if changed := _changed(case, marks, signature, entry):
+        return changed
+    if entry.status == "failed":
+        return FAILED if retry_failed else ""
+    return _fault(place, noted)
+
+
+def _persons(entry: Entry | None, place: Path, reason: str) -> tuple[tuple[Path, dict[str, Any]] | None, str]:
+    """Folder and answer of a person's case that is to be noted as done, and why it is computed all the same: where
+    nobody knows any more how it was made, which its masks survive."""
+    if entry is not None and entry.status == "done":
+        return None, ""
+    answer = read_answer(place)
+    return (None, reason) if answer is None else ((place, answer), "")
 
 
 def _changed(case: Case, marks: CaseMarks, signature: str, entry: Entry) -> str:
@@ -146,9 +170,11 @@ def _fault(place: Path, outputs: Outputs) -> str:
 
 
 def _unnoted(
-    case: Case, marks: CaseMarks, signature: str, entry: Entry, folder: Path
+    case: Case, marks: CaseMarks, signature: str, entry: Entry | None, folder: Path
 ) -> tuple[Path, dict[str, Any]] | None:
     """Folder and answer of a result that was ready, or in its place already, when the run ended."""
+    if entry is None or entry.status not in ("waiting", "running"):
+        return None
     for place in (case_folder(folder, case.name), work_place(folder, case.name, entry.attempts)):
         answer = read_answer(place)
         if answer is None or (answer["settings"], answer["weights"]) != (marks.settings, marks.weights):

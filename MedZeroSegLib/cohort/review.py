@@ -207,8 +207,8 @@ def read_review(file: Path) -> tuple[ReviewRow, ...]:
     return rows
 
 
-def corrected_cases(folder: Path) -> frozenset[str]:
-    """Names of the cases, of the results in a folder, that people have corrected and whose masks lie there.
+def reviewed_cases(folder: Path) -> dict[str, str]:
+    """Name and status of the cases, of the results in a folder, that people have accepted or corrected.
 
     Raises
     ------
@@ -216,9 +216,8 @@ def corrected_cases(folder: Path) -> frozenset[str]:
         When there is a list that can't be read.
     """
     if not (folder / REVIEW_FILE).exists():
-        return frozenset()
-    rows = read_review(folder / REVIEW_FILE)
-    return frozenset(row.case for row in rows if row.status == CORRECTED and (folder / row.labels).is_file())
+        return {}
+    return {row.case: row.status for row in read_review(folder / REVIEW_FILE) if row.status != OPEN}
 
 
 def _parsed(cells: Mapping[str, str], place: str) -> ReviewRow:

@@ -5,24 +5,32 @@ beside it in its process, so that the next death is its own fault and no neighbo
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import CancelledError
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from MedZeroSegLib.cohort.by_hand import KEPT, bring_back, put_in_place
 from MedZeroSegLib.cohort.case import Case
 from MedZeroSegLib.cohort.case_record import CaseRecord, failed_record
 from MedZeroSegLib.cohort.journal import Journal, held
 from MedZeroSegLib.cohort.plan import Plan, Turn, make_plan, renewed
-from MedZeroSegLib.cohort.review import corrected_cases
+from MedZeroSegLib.cohort.review import reviewed_cases
 from MedZeroSegLib.cohort.settings import EngineMarks, RunSettings
-from MedZeroSegLib.cohort.work import CASES_FOLDER, WORK_FOLDER, WorkerLost, case_folder, run_case, work_place
+from MedZeroSegLib.cohort.work import (
+    CASES_FOLDER,
+    WORK_FOLDER,
+    WorkerLost,
+    case_folder,
+    read_answer,
+    run_case,
+    work_place,
+)
 from MedZeroSegLib.cohort.workers import Crew, hired
-from MedZeroSegLib.errors import InstallationError
+from MedZeroSegLib.errors import InstallationError, MedZeroSegError
 
 if TYPE_CHECKING:
     from distributed import Client, Future
@@ -86,9 +94,10 @@ def run_cohort(
     with held(folder):
         journal = Journal(folder, make=True)
         try:
-            corrected = corrected_cases(folder)
+            bring_back(folder, folder / WORK_FOLDER)
+            reviews = reviewed_cases(folder)
             plan = make_plan(
-                cases, journal.entries(), journal.outputs(), folder, settings, engine, retry_failed, corrected
+                cases, journal.entries(), journal.outputs(), folder, settings, engine, retry_failed, reviews
             )
             if on_plan:
                 on_plan(plan)
@@ -123,31 +132,14 @@ def _make_folders(folder: Path) -> None:
 def _take_over(plan: Plan, journal: Journal, folder: Path, run: int) -> None:
     """Note results that were ready when an earlier run ended, clear away its rest, and renew what the input says."""
     for case, place, answer in plan.ready:
+        if not put_in_place(place, case_folder(folder, case.name)):
+            answer = read_answer(case_folder(folder, case.name)) or answer
         record = renewed(CaseRecord.from_json(answer["record"]), case)
-        _put_in_place(place, case_folder(folder, case.name))
         journal.finish({**answer, "record": record.to_json()}, run)
     shutil.rmtree(folder / WORK_FOLDER, ignore_errors=True)
     kept = {case.name: (case, signature) for case, signature in plan.kept}
     records = [record for record in journal.records() if record.case in kept]
     journal.touch([(renewed(record, kept[record.case][0]), kept[record.case][1]) for record in records])
-
-
-def _put_in_place(place: Path, final: Path) -> None:
-    """Rename a case's folder, whole, over an older one."""
-    if place == final:
-        return
-    try:
-        final.parent.mkdir(exist_ok=True)
-        if final.exists():
-            old = place.with_name(f"{place.name}.old")
-            os.replace(final, old)
-            os.replace(place, final)
-            shutil.rmtree(old, ignore_errors=True)
-        else:
-            os.replace(place, final)
-    except OSError as problem:
-        reason = (problem.strerror or "the system gives no reason").lower()
-        raise InstallationError(f"'{final}' cannot be written ({reason}).") from problem
 
 
 @dataclass
@@ -239,9 +231,12 @@ class _Dispatch:
             self.journal.fail(record, answer["signature"], turn.marks, self.run_number)
             self._tell(turn)
             return
+        final = case_folder(self.folder, turn.case.name)
         try:
-            _put_in_place(place, case_folder(self.folder, turn.case.name))
-        except InstallationError as problem:
+            status = reviewed_cases(self.folder).get(turn.case.name, "") if final.exists() else ""
+            if not put_in_place(place, final, status):
+                answer = _kept_answer(read_answer(final) or answer, record)
+        except MedZeroSegError as problem:
             self._fail(turn, str(problem))
             return
         self.done += 1
@@ -258,3 +253,11 @@ class _Dispatch:
     def _tell(self, turn: Turn) -> None:
         if self.on_progress:
             self.on_progress(Progress(self.done, self.failed, self.total, turn.case.name))
+
+
+def _kept_answer(answer: dict[str, Any], computed: CaseRecord) -> dict[str, Any]:
+    """The answer of masks that a person changed while the case was computed anew, which says so."""
+    record = CaseRecord.from_json(answer["record"])
+    warnings = tuple(dict.fromkeys((*record.warnings, KEPT)))
+    record = replace(record, image=computed.image, carried=computed.carried, warnings=warnings)
+    return {**answer, "record": record.to_json()}

@@ -12,25 +12,31 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
+from cohort_samples import segment, segmentation
 from phantoms import write_image
 from test_cohort_inputs import VOXELS, lps_matrix
 
+from MedZeroSegLib.cohort.by_hand import SET_ASIDE, bring_back, put_in_place
 from MedZeroSegLib.cohort.case import Case
 from MedZeroSegLib.cohort.case_record import CaseRecord, failed_record
 from MedZeroSegLib.cohort.journal import Journal, held, is_running
 from MedZeroSegLib.cohort.plan import Plan, make_plan
-from MedZeroSegLib.cohort.review import REVIEW_FILE, corrected_cases, mark, write_review
+from MedZeroSegLib.cohort.review import REVIEW_FILE, mark, reviewed_cases, write_review
 from MedZeroSegLib.cohort.settings import CaseMarks, EngineMarks, RunSettings, case_marks
 from MedZeroSegLib.cohort.work import ANSWER, case_folder, work_place
 from MedZeroSegLib.errors import InputError, InstallationError
+from MedZeroSegLib.volume import Volume
+from MedZeroSegLib.writers import write_segmentation
 
 ROOT = Path(__file__).parents[2]
 ENGINE, SETTINGS = EngineMarks("a preset", "its weights"), RunSettings()
+MASKS = "mask.seg.nrrd"
 
 
 class Folder:
-    """A results' folder whose cases were computed by nobody: the files hold their own names."""
+    """A results' folder whose cases were computed by nobody: the masks are slabs, as thick as the names are long."""
 
     def __init__(self, root: Path) -> None:
         self.root, self.results = root, root / "out"
@@ -46,13 +52,13 @@ class Folder:
 
     def answer(self, case: Case, place: Path) -> dict:
         place.mkdir(parents=True)
-        (place / "mask.nrrd").write_text(case.name)
+        masks = write_masks(place / MASKS, len(case.name))
         marks = case_marks(case, SETTINGS, ENGINE)
         record = CaseRecord(case=case.name, image=str(case.image), status="done", carried=dict(case.carried))
         answer = {
             "record": record.to_json(), "signature": case.signature(), "image_sha256": case.content_sha256(),
             "settings": marks.settings, "weights": marks.weights,
-            "outputs": {"mask.nrrd": [hashlib.sha256(case.name.encode()).hexdigest(), len(case.name)]},
+            "outputs": {MASKS: [hashlib.sha256(masks).hexdigest(), len(masks)]},
         }  # fmt: skip
         (place / ANSWER).write_text(json.dumps(answer))
         return answer
@@ -74,18 +80,30 @@ class Folder:
 
     def plan(self, *cases: Case, settings: RunSettings = SETTINGS, engine: EngineMarks = ENGINE, retry=False) -> Plan:
         entries, outputs = self.journal.entries(), self.journal.outputs()
-        corrected = corrected_cases(self.results)
-        return make_plan(cases, entries, outputs, self.results, settings, engine, retry, corrected)
+        reviews = reviewed_cases(self.results)
+        return make_plan(cases, entries, outputs, self.results, settings, engine, retry, reviews)
 
     def review(self, name: str, status: str) -> None:
-        """List a case whose masks somebody has changed, and mark it."""
-        masks = case_folder(self.results, name) / "mask.nrrd"
-        masks.write_text("drawn by a person")
+        """List a case, and mark it."""
+        masks = case_folder(self.results, name) / MASKS
         record = CaseRecord(
             case=name, image="", status="done", files={"labels": masks.relative_to(self.results).as_posix()}
         )
         write_review([record], self.results / REVIEW_FILE)
         mark(self.results / REVIEW_FILE, name, status)
+
+    def correct(self, name: str) -> bytes:
+        """A person's masks in place of the computed ones."""
+        return write_masks(case_folder(self.results, name) / MASKS, 12)
+
+
+def write_masks(file: Path, rows: int) -> bytes:
+    """A liver of so many rows in Slicer's format; what the file holds now."""
+    mask = np.zeros((3, 20, 5), bool)
+    mask[1, :rows] = True
+    volume = Volume(mask.astype(np.int16), lps_matrix(), "CT", dimension=3)
+    write_segmentation(segmentation(volume, segment("liver", mask)), file)
+    return file.read_bytes()
 
 
 @pytest.fixture
@@ -101,11 +119,13 @@ def test_what_is_whole_is_kept_and_what_is_new_is_computed(folder):
 
 
 def damage(folder: Folder) -> None:
-    (case_folder(folder.results, "a") / "mask.nrrd").write_text("b")  # as long as before
+    (case_folder(folder.results, "a") / MASKS).write_bytes(
+        (case_folder(folder.results, "a") / MASKS).read_bytes()[:-1] + b"x"
+    )
 
 
 def lose(folder: Folder) -> None:
-    (case_folder(folder.results, "a") / "mask.nrrd").unlink()
+    (case_folder(folder.results, "a") / MASKS).unlink()
 
 
 def change_image(folder: Folder) -> None:
@@ -123,23 +143,70 @@ def test_what_was_damaged_lost_or_changed_is_computed_again(folder, event, reaso
 
 def test_masks_that_people_corrected_are_never_computed_anew_while_they_lie_there(folder):
     case = folder.done("a")
+    folder.correct("a")
     folder.review("a", "corrected")
     image = case.image.read_bytes()
     case.image.write_bytes(image + b"changed")
     for plan in (folder.plan(case), folder.plan(case, settings=RunSettings(format="nii.gz"))):
-        assert plan.turns == () and [kept.name for kept, _ in plan.kept] == ["a"]
+        assert plan.turns == () and [kept.name for kept, _ in plan.kept] == ["a"] and plan.reviewed == ("a",)
     ((_, signature),) = folder.plan(case).kept
     assert signature == folder.journal.entries()["a"].signature != case.signature()
-    (case_folder(folder.results, "a") / "mask.nrrd").unlink()
+    lose(folder)
     case.image.write_bytes(image)
     assert folder.plan(case).reasons == {"output missing": 1}
 
 
+def test_accepted_masks_stay_whatever_the_settings_until_they_are_damaged_or_open_again(folder):
+    case, other = folder.done("a"), RunSettings(format="nii.gz")
+    folder.review("a", "accepted")
+    assert folder.plan(case, settings=other).reasons == {} and folder.plan(case, settings=other).reviewed == ("a",)
+    mark(folder.results / REVIEW_FILE, "a", "open")
+    assert folder.plan(case, settings=other).reasons == {"settings changed": 1}
+    mark(folder.results / REVIEW_FILE, "a", "accepted")
+    damage(folder)
+    assert folder.plan(case).reasons == {"output damaged": 1}
+
+
 @pytest.mark.parametrize("status", ["open", "accepted"])
-def test_changed_masks_that_nobody_called_corrected_are_damaged(folder, status):
+def test_masks_that_a_person_changed_without_a_mark_are_kept_and_told(folder, status):
     case = folder.done("a")
     folder.review("a", status)
-    assert folder.plan(case).reasons == {"output damaged": 1}
+    folder.correct("a")
+    for settings in (SETTINGS, RunSettings(format="nii.gz")):
+        plan = folder.plan(case, settings=settings)
+        assert plan.turns == () and [kept.name for kept, _ in plan.kept] == ["a"]
+        assert plan.by_hand + plan.reviewed == ("a",)
+
+
+def test_a_persons_masks_outlive_the_journal(folder):
+    case = folder.done("a")
+    folder.correct("a")
+    folder.journal.close()
+    (folder.results / "journal.sqlite").unlink()
+    folder.journal = Journal(folder.results, make=True)
+    plan = folder.plan(case, folder.case("b"))
+    assert [ready.name for ready, _, _ in plan.ready] == ["a"] and plan.by_hand == ("a",)
+    assert plan.reasons == {"new": 1}
+
+
+@pytest.mark.parametrize("saved", ["before", "never"])
+def test_a_result_that_comes_after_a_correction_does_not_take_its_place(folder, saved):
+    folder.done("a")
+    final, place = case_folder(folder.results, "a"), work_place(folder.results, "a", 2)
+    masks = folder.correct("a") if saved == "before" else b""
+    anew = write_masks(place / MASKS, 4)
+    assert put_in_place(place, final) is (saved == "never")
+    assert (final / MASKS).read_bytes() == (masks or anew)
+    assert not place.exists() and not list(place.parent.iterdir())
+
+
+def test_a_folder_that_was_set_aside_when_a_run_was_killed_comes_back(folder):
+    folder.done("a.1")
+    masks, place = folder.correct("a.1"), work_place(folder.results, "a.1", 2)
+    place.mkdir(parents=True)
+    os.replace(case_folder(folder.results, "a.1"), place.with_name(place.name + SET_ASIDE))
+    bring_back(folder.results, place.parent)
+    assert (case_folder(folder.results, "a.1") / MASKS).read_bytes() == masks
 
 
 def test_other_names_settings_or_weights_are_computed_again_and_a_touched_image_is_not(folder):
@@ -173,7 +240,7 @@ def test_a_result_that_was_ready_when_the_run_ended_is_not_computed_again(folder
     folder.answer(case, where(folder.results, "a"))
     plan = folder.plan(case)
     assert plan.reasons == {} and plan.ready[0][1] == where(folder.results, "a")
-    (where(folder.results, "a") / "mask.nrrd").write_text("b")
+    (where(folder.results, "a") / MASKS).write_bytes(b"b")
     assert folder.plan(case).reasons == {"interrupted": 1}
 
 

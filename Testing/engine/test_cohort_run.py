@@ -172,6 +172,32 @@ def test_a_second_run_computes_what_is_missing_changed_or_damaged_and_nothing_el
     assert (output / CASES_OF_A_FOLDER / "b" / "b.seg.nrrd").read_bytes() == whole  # byte for byte
 
 
+# Beside people
+
+
+def test_a_correction_that_is_saved_while_the_case_is_computed_anew_stays(tmp_path):
+    source, output, log = tmp_path / "in", tmp_path / "out", tmp_path / "log"
+    scan(source / "a.nii.gz")
+    scan(source / "b.nii.gz")
+    cohort(source, output, log, workers=1)
+    process = medzeroseg(
+        "cohort", source, "--structures", "liver; spleen", "--output", output, "--workers", "1", "--threads", "1",
+        log=log, THRESHOLD_ENGINE_SECONDS="1",
+    )  # fmt: skip
+    assert until(lambda: computations(log)["a.nii.gz"] == 2)  # which takes another second
+    masks = output / "cases" / "a" / "a.seg.nrrd"
+    persons = masks.read_bytes().replace(b"Segment0_Name:=liver", b"Segment0_Name:=Leber")
+    masks.write_bytes(persons)  # and the list says nothing of it: it couldn't be written
+    told, errors = finished(process)
+    assert process.returncode == 0, told + errors
+    assert masks.read_bytes() == persons
+    assert b"spleen" in (output / "cases" / "b" / "b.seg.nrrd").read_bytes()
+    assert "theirs were kept" in (output / "report.html").read_text()
+    status, told, _ = cohort(source, output, log, workers=1)  # asks for the liver alone again
+    assert status == 0 and "Masks that a person changed" in told and "To compute: 1 cases" in told, told
+    assert masks.read_bytes() == persons and not (output / ".work").exists()
+
+
 # Killed as a whole
 
 
