@@ -4,10 +4,10 @@
 
 from __future__ import annotations
 
+import sys
 from importlib import import_module
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
-
-from . import segment as _segment_types
 
 if TYPE_CHECKING:
     from .pipeline import segment
@@ -16,12 +16,18 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 __all__ = ["__version__", "read_volume", "segment"]
 
-# Python sets a submodule as an attribute of its package once, at its first import. That has happened above, so
-# the name `segment` is free for the function from here on, whatever is imported later.
-del _segment_types
-globals().pop("segment", None)
-
 _HOMES = {"read_volume": ".volume_io", "segment": ".pipeline"}
+
+
+class _Package(ModuleType):
+    """Python sets a submodule as an attribute of its package when it is imported; `segment` is the function's name."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if not (name in _HOMES and isinstance(value, ModuleType)):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package
 
 
 def __getattr__(name: str) -> Any:

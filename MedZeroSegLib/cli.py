@@ -24,7 +24,12 @@ if TYPE_CHECKING:
 DEMO_FILE = "RG1_UNCR.dcm"
 DEMO_NAMES = "left lung; right lung"
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, help="Text-prompted segmentation of medical images.")
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,  # whose packages take longer to import than the help to read
+    help="Text-prompted segmentation of medical images.",
+)
 weights_app = typer.Typer(no_args_is_help=True, help="List, fetch, import and verify model weights.")
 app.add_typer(weights_app, name="weights")
 app.add_typer(evaluate_app, name="evaluate")

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
+from importlib.metadata import version
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from MedZeroSegLib.base_preset import BASE, VARIANTS, ZeroShot, load_zero_shot
 from MedZeroSegLib.calibration import Calibration, calibration_file, calibration_of
-from MedZeroSegLib.errors import InputError
+from MedZeroSegLib.errors import InputError, InstallationError
 from MedZeroSegLib.propagation import Choice
 from MedZeroSegLib.sensitivity import NEUTRAL, check_sensitivity, threshold_at
+from MedZeroSegLib.trained_preset import STUDENT, TrainedPreset, read_trained_preset
 from MedZeroSegLib.weights import WeightsStore, cache_folder, load_state, weights_store
 from MedZeroSegLib.weights_catalogue import sha256_of
 from MedZeroSegLib.zero_shot import PRESENT_MIN
@@ -20,6 +23,7 @@ from MedZeroSegLib.zero_shot import PRESENT_MIN
 if TYPE_CHECKING:
     from MedZeroSegLib.mask_decoder.decoder import MaskDecoder
     from MedZeroSegLib.mask_decoder.lite_medsam import LiteMedSamModel
+    from MedZeroSegLib.mask_decoder.lite_medsam_network import LiteMedSam
     from MedZeroSegLib.text_image.model import TextImageModel
 
 
@@ -48,6 +52,8 @@ class Preset:
         What a preset without a trained head is made of; None for those with one.
     sensitivity
         At which the thresholds stand, see `sensitivity`.
+    trained
+        The user's own folder that it was read from; None for those that ship.
     """
 
     name: str
@@ -60,6 +66,19 @@ class Preset:
     choice: Choice = Choice()
     zero_shot: ZeroShot | None = None
     sensitivity: float = NEUTRAL
+    trained: TrainedPreset | None = None
+
+    @property
+    def is_student(self) -> bool:
+        """Whether a student draws: it looks at whole stacks of slices, and no decoder stands behind it."""
+        return self.trained is not None and self.trained.kind == STUDENT
+
+    @property
+    def catalogued(self) -> str:
+        """The preset of `weights.json` whose files it needs, "" for none."""
+        if self.trained is not None:
+            return "" if self.is_student else EXTENDED_FROM
+        return self.name.partition("/")[0]
 
     def at(self, sensitivity: float) -> Preset:
         """The preset with its thresholds at a sensitivity."""
@@ -78,6 +97,9 @@ PRESETS = {
     # Found where the text wins against all others; slices were chosen and smoothed on the way.
     "base": Preset("base", "", "", 0.5, 0.5, slice_min=PRESENT_MIN, smooth_mm=0.0, zero_shot=BASE),
 }
+EXTENDED_FROM = "lite"  # the preset that users' own names are added to
+# Between its classes a student has no doubt to be calibrated: what it holds likelier than all else is there.
+STUDENT_PRESET = Preset("", "", "", 0.5, 0.5, slice_min=0.5, smooth_mm=0.0, choice=Choice(area_max=0.0))
 ZERO_SHOT_NOTE = "The preset {name} was never shown masks: every result is a try, look at it closely."
 
 
@@ -109,16 +131,23 @@ class Engine:
 
 
 def preset_named(name: str) -> Preset:
-    """The preset of a name, such as "lite", or of a name and a variant, such as "base/naclip".
+    """The preset of a name, such as "lite", of a name and a variant, such as "base/naclip", or of a folder's path.
 
     Raises
     ------
     InputError
-        For an unknown name or variant.
+        For an unknown name or variant, or a folder that holds no preset.
     """
     main, slash, variant = name.partition("/")
     if main not in PRESETS:
-        raise InputError(f"The preset {main!r} is unknown; use one of {', '.join(PRESETS)}.")
+        if not _is_path(name):
+            raise InputError(
+                f"The preset {name!r} is unknown; use one of {', '.join(PRESETS)}, or the path of a folder that "
+                "`medzeroseg train weak` or `lite` wrote."
+            )
+        trained = read_trained_preset(name)
+        like = STUDENT_PRESET if trained.kind == STUDENT else PRESETS[EXTENDED_FROM]
+        return replace(like, name=trained.name, trained=trained)
     preset = PRESETS[main]
     if not slash:
         return preset
@@ -131,26 +160,75 @@ def preset_named(name: str) -> Preset:
 
 def load_lite_medsam(store: WeightsStore, device: str = "cpu") -> LiteMedSamModel:
     """LiteMedSAM with its checked weights; raises InstallationError."""
-    from MedZeroSegLib.mask_decoder.lite_medsam import LiteMedSam, LiteMedSamModel, rename_published_keys
+    from MedZeroSegLib.mask_decoder.lite_medsam import LiteMedSamModel
 
-    network = LiteMedSam()
-    network.load_state_dict(rename_published_keys(load_state(store.locate("lite-medsam"))))
-    return LiteMedSamModel(network, device, cache_folder())
+    file = store.locate("lite-medsam")
+
+    def build() -> LiteMedSam:
+        try:
+            from MedZeroSegLib.mask_decoder.lite_medsam_network import LiteMedSam, rename_published_keys
+        except Exception as problem:  # a broken torchvision raises anything
+            reason = str(problem).partition("\n")[0] or type(problem).__name__
+            raise InstallationError(
+                f"A package that the engine needs can't be loaded ({reason}); reinstall medzeroseg[lite]."
+            ) from problem
+        network = LiteMedSam()
+        network.load_state_dict(rename_published_keys(load_state(file)))
+        return network
+
+    return LiteMedSamModel(build, device, _graph_folder(store.record("lite-medsam")["sha256"]))
+
+
+def _graph_folder(weights: str) -> Path:
+    """Where LiteMedSAM's graphs are kept: each folder's are of the same weights, given by their SHA-256, and of the
+    same network by the same packages."""
+    made_by = [version(package) for package in ("torch", "timm", "segment-anything")]
+    sources = [Path(__file__).with_name("mask_decoder") / f"{name}.py" for name in ("lite_medsam_network", "decoder")]
+    digest = hashlib.sha256(repr((weights, made_by)).encode())
+    for source in sources:
+        digest.update(source.read_bytes())
+    return cache_folder() / "graphs" / f"lite-medsam-{digest.hexdigest()[:16]}"
+
+
+def _is_path(name: str) -> bool:
+    """Whether a preset's name can only be that of a folder, or is one."""
+    return Path(name).name != name or Path(name).is_dir()
+
+
+def load_engine(name: str, device: str = "auto", weights_folder: Path | None = None) -> Engine:
+    """Load a preset, once for as long as its files stay the same; raises InputError or InstallationError."""
+    return _loaded(preset_named(name), device, weights_folder)
+
+
+def forget_engines() -> None:
+    """Free the models that are kept for the next question."""
+    _loaded.cache_clear()
 
 
 @lru_cache(maxsize=2)
-def load_engine(name: str, device: str = "auto", weights_folder: Path | None = None) -> Engine:
-    """Load a preset once; raises InputError or InstallationError."""
+def _loaded(preset: Preset, device: str, weights_folder: Path | None) -> Engine:
     from MedZeroSegLib.device import choose_device
 
-    preset = preset_named(name)
     chosen, passed_over = choose_device(device)
+    if preset.is_student:
+        return _load_student(preset, chosen, passed_over)
     store = weights_store(weights_folder)
     if preset.zero_shot is None:
         return _load_lite(preset, chosen, store, passed_over)
     models = load_zero_shot(preset.zero_shot, store, chosen)
     warnings = (*passed_over, *models.warnings, ZERO_SHOT_NOTE.format(name=preset.name))
     return Engine(preset, models.text_image, models.decoder, chosen, models.records, warnings)
+
+
+def _load_student(preset: Preset, device: str, passed_over: tuple[str, ...]) -> Engine:
+    from MedZeroSegLib.mask_decoder.no_decoder import NoDecoder
+    from MedZeroSegLib.text_image.student import load_student
+
+    trained = preset.trained
+    assert trained is not None
+    student = load_student(trained, device)
+    warnings = (*passed_over, str(trained.card["note"]))
+    return Engine(preset, student, NoDecoder(device), device, trained.records, warnings)
 
 
 def _load_lite(preset: Preset, device: str, store: WeightsStore, passed_over: tuple[str, ...]) -> Engine:

@@ -1,6 +1,7 @@
 """A network as the device runs it fastest: an OpenVINO graph on CPUs, else bfloat16 where hardware has it.
 
-On AVX2 processors the graph needs less than half of eager PyTorch's time and differs by less than 1e-5.
+On AVX2 processors the graph needs less than half of eager PyTorch's time and differs by less than 1e-5. Compiled graphs
+are kept on disk, so that the next process needs neither the network nor the packages that it is built with.
 """
 
 from __future__ import annotations
@@ -8,38 +9,48 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import importlib.util
-import os
+import io
 import sys
 import warnings
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from MedZeroSegLib.errors import MedZeroSegError
+from MedZeroSegLib.writers import replacing
+
 Graph = Callable[..., tuple[Tensor, Tensor]]
+HASH_BYTES = hashlib.sha256().digest_size  # at the head of a stored graph; what doesn't match it is not opened
 
 
-def fastest_form(network: nn.Module, examples: tuple[Tensor, ...], device: torch.device, cache: Path | None) -> Graph:
-    """A callable that gives what ``network`` gives: two float32 tensors for each row of its arguments.
+def fastest_form(
+    network: Callable[[], nn.Module], examples: tuple[Tensor, ...], device: torch.device, stored: Path | None
+) -> Graph:
+    """A callable that gives what a network gives: two float32 tensors for each row of its arguments.
 
     Parameters
     ----------
+    network
+        Builds the network; not called where the stored graph is at hand.
     examples
         Arguments of one row each, which fix the shapes; larger batches go through the graph row by row, which was no
         slower on two cores.
-    cache
-        Folder in which converted graphs are kept between runs; None converts in memory each time.
+    stored
+        Name of the file in which the graph is kept between runs, which tells what it was made from; the file's own
+        name adds OpenVINO's version and the processor. None builds the graph each time.
     """
     if device.type == "cpu" and importlib.util.find_spec("openvino") is not None:
-        return _openvino_graph(network, examples, cache)
-    network = network.to(memory_format=torch.channels_last)
+        return _openvino_graph(network, examples, stored)
+    eager = network().to(memory_format=torch.channels_last)
     reduced = device.type == "cuda" or (device.type == "cpu" and _cpu_computes_bfloat16())
 
     def run(*arguments: Tensor) -> tuple[Tensor, Tensor]:
         with torch.autocast(device.type, torch.bfloat16) if reduced else contextlib.nullcontext():
-            first, second = network(*arguments)
+            first, second = eager(*arguments)
         return first.float(), second.float()
 
     return run
@@ -53,19 +64,18 @@ def _openvino() -> Any:
     return openvino
 
 
-def _openvino_graph(network: nn.Module, examples: tuple[Tensor, ...], cache: Path | None) -> Graph:
+def _openvino_graph(network: Callable[[], nn.Module], examples: tuple[Tensor, ...], stored: Path | None) -> Graph:
     core = _openvino().Core()
-    file = None if cache is None else cache / f"{type(network).__name__}-{_weights_digest(network)}.xml"
-    graph = None if file is None else _read_graph(core, file)
-    if graph is None:
-        graph = _trace(network, examples)
-        if file is not None:
-            _save_graph(graph, file)
     # OpenVINO would take all cores, and bind the threads of each process to the same first ones; PyTorch keeps to what
     # OMP_NUM_THREADS leaves to each of several processes.
     threads = {"INFERENCE_NUM_THREADS": torch.get_num_threads(), "ENABLE_CPU_PINNING": False}
     options = {"PERFORMANCE_HINT": "LATENCY", **threads}
-    compiled = core.compile_model(graph, "CPU", options)
+    file = None if stored is None else _file_here(stored, core)
+    compiled = None if file is None else _read_graph(core, file, options)
+    if compiled is None:
+        compiled = core.compile_model(_trace(network(), examples), "CPU", options)
+        if file is not None:
+            _save_graph(compiled, file)
 
     def run(*arguments: Tensor) -> tuple[Tensor, Tensor]:
         rows = [[a[n : n + 1].contiguous().numpy() for a in arguments] for n in range(len(arguments[0]))]
@@ -76,13 +86,21 @@ def _openvino_graph(network: nn.Module, examples: tuple[Tensor, ...], cache: Pat
     return run
 
 
-def _read_graph(core: Any, file: Path) -> Any | None:
-    """The stored graph, or None where there is none that this OpenVINO can read."""
-    if not (file.is_file() and file.with_suffix(".bin").is_file()):
-        return None
+def _file_here(stored: Path, core: Any) -> Path:
+    """The file of a graph that was compiled by this OpenVINO for this processor."""
+    processor = (core.get_property("CPU", name) for name in ("FULL_DEVICE_NAME", "OPTIMIZATION_CAPABILITIES"))
+    place = hashlib.sha256(repr((version("openvino"), *processor)).encode()).hexdigest()[:8]
+    return stored.with_name(f"{stored.name}-{place}.graph")
+
+
+def _read_graph(core: Any, file: Path, options: dict[str, Any]) -> Any | None:
+    """The stored graph, or None where there is none, or a damaged one."""
     try:
-        return core.read_model(file)
-    except RuntimeError:
+        content = file.read_bytes()
+        if hashlib.sha256(memoryview(content)[HASH_BYTES:]).digest() != content[:HASH_BYTES]:
+            return None
+        return core.import_model(io.BytesIO(content[HASH_BYTES:]), "CPU", options)
+    except (OSError, RuntimeError):
         return None
 
 
@@ -93,25 +111,12 @@ def _trace(network: nn.Module, examples: tuple[Tensor, ...]) -> Any:
         return _openvino().convert_model(network, example_input=examples, input=shapes)
 
 
-def _save_graph(graph: Any, file: Path) -> None:
-    """Keep the graph for the next run; two processes may do so at once, so the .xml gets its name last."""
-    temporary = file.with_name(f"{file.stem}.{os.getpid()}.xml")
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        _openvino().save_model(graph, temporary, compress_to_fp16=False)
-        os.replace(temporary.with_suffix(".bin"), file.with_suffix(".bin"))
-        os.replace(temporary, file)
-    except (OSError, RuntimeError):  # a cache that can't be written costs seconds, not results
-        for left in (temporary, temporary.with_suffix(".bin")):
-            with contextlib.suppress(OSError):
-                left.unlink()
-
-
-def _weights_digest(network: nn.Module) -> str:
-    digest = hashlib.sha256(f"{torch.__version__} {type(network).__name__}".encode())
-    for tensor in network.state_dict().values():
-        digest.update(tensor.cpu().contiguous().numpy().data)
-    return digest.hexdigest()[:16]
+def _save_graph(compiled: Any, file: Path) -> None:
+    """Keep the graph for the next run; a cache that can't be written costs seconds, not results."""
+    content = compiled.export_model().getbuffer()
+    with contextlib.suppress(MedZeroSegError, RuntimeError), replacing(file) as out:
+        out.write(hashlib.sha256(content).digest())
+        out.write(content)
 
 
 def _cpu_computes_bfloat16() -> bool:

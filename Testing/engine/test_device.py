@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import sys
 from importlib.util import find_spec
+from pathlib import Path
 
 import pytest
 import torch
 
+from MedZeroSegLib import presets
 from MedZeroSegLib.device import DEVICES, choose_device
 from MedZeroSegLib.errors import InputError, InstallationError
-from MedZeroSegLib.mask_decoder.lite_medsam import LiteMedSam, LiteMedSamModel
+from MedZeroSegLib.mask_decoder.cpu_graph import fastest_form
+from MedZeroSegLib.mask_decoder.lite_medsam import LiteMedSamModel
+from MedZeroSegLib.mask_decoder.lite_medsam_network import LiteMedSam, rename_published_keys
 
+needs_openvino = pytest.mark.skipif(find_spec("openvino") is None, reason="openvino isn't installed")
 WITHOUT_KERNELS = RuntimeError("CUDA error: no kernel image is available\nCompile with TORCH_USE_CUDA_DSA")
 
 
@@ -99,7 +104,7 @@ def test_the_decoder_takes_prompts_to_its_own_device():
     """On the device "meta", tensors have shapes only; mixing it with the CPU fails as a card would."""
     with torch.device("meta"):
         network = LiteMedSam()
-    model = LiteMedSamModel(network, "meta")
+    model = LiteMedSamModel(lambda: network, "meta")
     masks = torch.zeros(2, 1, 256, 256)
     logits, quality = model.decode(torch.zeros(2, 256, 64, 64), torch.tensor([[10.0, 10, 90, 80]] * 2), masks)
     assert (logits.shape, quality.shape) == ((2, 1, 256, 256), (2,))
@@ -111,56 +116,77 @@ def test_the_decoder_takes_prompts_to_its_own_device():
 def test_the_encoder_takes_pictures_to_its_own_device():
     with torch.device("meta"):
         network = LiteMedSam()
-    embedding = LiteMedSamModel(network, "meta").embed(torch.zeros(1, 1, 256, 256))
+    embedding = LiteMedSamModel(lambda: network, "meta").embed(torch.zeros(1, 1, 256, 256))
     assert embedding.coarse.shape == (1, 256, 64, 64)
     assert embedding.detail.shape == (1, 128, 128, 128)
     assert embedding.coarse.device.type == "meta"
 
 
-@pytest.mark.parametrize("damage", ["absent", "broken", "unwritable"])
-def test_a_graph_that_cannot_be_kept_or_read_costs_no_result(tmp_path, damage):
-    if find_spec("openvino") is None:
-        pytest.skip("openvino isn't installed")
-    from MedZeroSegLib.mask_decoder import cpu_graph
+class Doubling(torch.nn.Module):
+    """Stands in for an encoder; two outputs of different sizes."""
 
-    class Doubling(torch.nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.factor = torch.nn.Parameter(torch.tensor(2.0))
+    def __init__(self) -> None:
+        super().__init__()
+        self.factor = torch.nn.Parameter(torch.tensor(2.0))
 
-        def forward(self, pictures: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-            return pictures[:, :, ::64, ::64] * self.factor, pictures[:, :1, ::32, ::32] + 1
+    def forward(self, pictures: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return pictures[:, :, ::64, ::64] * self.factor, pictures[:, :1, ::32, ::32] + 1
 
-    network = Doubling()
-    file = tmp_path / f"Doubling-{cpu_graph._weights_digest(network)}.xml"
-    folder = tmp_path
-    if damage == "broken":
-        file.write_text("<net")
-        file.with_suffix(".bin").write_bytes(b"")
-    if damage == "unwritable":
-        folder = tmp_path / "file"
-        folder.write_text("not a folder")
+
+def graph_of_doubling(stored: Path) -> tuple[bool, Path | None]:
+    """Whether the network had to be built for a graph that computes rightly, and the file in which it is kept."""
+    built = []
+
+    def build() -> Doubling:
+        built.append(True)
+        return Doubling()
+
     pictures = torch.rand(3, 3, 256, 256, generator=torch.Generator().manual_seed(0))
-    for _ in range(2):  # the second time from the stored graph, where there is one
-        run = cpu_graph.fastest_form(network, (pictures[:1],), torch.device("cpu"), folder)
-        coarse, detail = run(pictures)
-        assert torch.allclose(coarse, network(pictures)[0], atol=1e-5)
-        assert torch.allclose(detail, network(pictures)[1], atol=1e-5)
-    assert file.is_file() == (damage != "unwritable")
+    coarse, detail = fastest_form(build, (pictures[:1],), torch.device("cpu"), stored)(pictures)
+    assert torch.allclose(coarse, pictures[:, :, ::64, ::64] * 2, atol=1e-5)
+    assert torch.allclose(detail, pictures[:, :1, ::32, ::32] + 1, atol=1e-5)
+    return bool(built), next(iter(stored.parent.glob("*.graph")), None) if stored.parent.is_dir() else None
+
+
+def spoil(content: bytes, how: str) -> bytes:
+    half = len(content) // 2
+    flipped = bytes(byte ^ 0xFF for byte in content[-8:])
+    return {"empty": b"", "cut off": content[:half], "changed": content[:-8] + flipped, "other": b"graph" * 99}[how]
+
+
+@needs_openvino
+def test_a_stored_graph_spares_building_the_network(tmp_path):
+    built, file = graph_of_doubling(tmp_path / "new folder" / "doubling")
+    assert built and file is not None
+    assert graph_of_doubling(tmp_path / "new folder" / "doubling") == (False, file)
     assert sys.modules["openvino_telemetry"] is None  # converting reported over the network otherwise
 
 
-def test_the_graph_of_other_weights_is_another_file(tmp_path):
-    from MedZeroSegLib.mask_decoder.cpu_graph import _weights_digest
+@needs_openvino
+@pytest.mark.parametrize("how", ["empty", "cut off", "changed", "other"])
+def test_a_damaged_graph_is_built_again(tmp_path, how):
+    _, file = graph_of_doubling(tmp_path / "doubling")
+    assert file is not None
+    file.write_bytes(spoil(file.read_bytes(), how))
+    assert graph_of_doubling(tmp_path / "doubling") == (True, file)
+    assert graph_of_doubling(tmp_path / "doubling") == (False, file)
 
-    one, other = torch.nn.Linear(2, 2), torch.nn.Linear(2, 2)
-    assert _weights_digest(one) == _weights_digest(one) != _weights_digest(other)
+
+@needs_openvino
+def test_a_graph_that_cannot_be_kept_costs_no_result(tmp_path):
+    (tmp_path / "file").write_text("not a folder")
+    for _ in range(2):
+        assert graph_of_doubling(tmp_path / "file" / "doubling") == (True, None)
+
+
+def test_graphs_of_other_weights_are_kept_apart():
+    assert presets._graph_folder("a" * 64) == presets._graph_folder("a" * 64) != presets._graph_folder("b" * 64)
 
 
 def test_many_prompts_on_many_pictures_give_what_each_gives_alone():
     torch.manual_seed(0)
     network = LiteMedSam().eval()
-    model = LiteMedSamModel(network)
+    model = LiteMedSamModel(lambda: network)
     coarse = torch.randn(2, 256, 64, 64)
     boxes = torch.tensor([[20.0, 30, 120, 140], [150, 60, 190, 200]])
     masks = torch.randn(2, 1, 256, 256)
@@ -179,8 +205,6 @@ def test_many_prompts_on_many_pictures_give_what_each_gives_alone():
 
 
 def test_published_keys_become_the_networks_keys():
-    from MedZeroSegLib.mask_decoder.lite_medsam import rename_published_keys
-
     published = {
         "image_encoder.patch_embed.seq.0.c.weight": "image_encoder.trunk.patch_embed.conv1.conv.weight",
         "image_encoder.patch_embed.seq.2.bn.running_mean": "image_encoder.trunk.patch_embed.conv2.bn.running_mean",

@@ -207,6 +207,16 @@ def test_what_the_panel_imports_pulls_no_torch():
     assert run.stdout.strip() == "[]"
 
 
+def test_the_help_is_shown_before_anything_slow_is_imported():
+    code = (
+        f"import sys; from {LIBRARY}.cli import app; app(['--help'], standalone_mode=False); "
+        f"print([name for name in {(*HEAVY, 'numpy', 'rich', 'SimpleITK')} if name in sys.modules])"
+    )
+    run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    assert "Usage" in run.stdout and run.stdout.strip().endswith("[]")
+
+
 @pytest.mark.parametrize("first", ["writers", "segment"])
 def test_segment_is_the_function_whatever_was_imported_before(first):
     code = (
