@@ -13,7 +13,7 @@ import numpy as np
 from MedZeroSegLib.cohort.review import ACCEPTED, CORRECTED, OPEN, ReviewRow, mark, read_review
 from MedZeroSegLib.errors import InputError
 
-from .mask_files import load_masks, remove_node, save_masks
+from .mask_files import LPS_TO_RAS, load_masks, remove_node, save_masks
 from .scene_choice import belongs_to
 from .translation import _
 from .volumes import volume_stamp
@@ -77,7 +77,8 @@ class WorkList:
         number = next((number for number, row in enumerate(self._rows, 1) if row.case == self.row.case), 0)
         text = _("{number} of {total}, {reason}")
         values = {"number": number, "total": len(self._rows), "reason": self.row.reason or self.row.case}
-        return WorkState(text.format(**values), f"{self.row.case}\n{self.file}", left, self.is_loaded)
+        frame = "" if self.row.frame is None else _(", frame {frame}").format(frame=self.row.frame)
+        return WorkState(text.format(**values), f"{self.row.case}{frame}\n{self.file}", left, self.is_loaded)
 
     @property
     def is_loaded(self) -> bool:
@@ -166,7 +167,7 @@ class WorkList:
 
     def _load(self, row: ReviewRow) -> None:
         image, labels = self._image_of(row), self._labels_of(row)
-        volume = _load_image(image, row.case)
+        volume = _load_image(image, row.case) if row.frame is None else _load_frame(image, row.case, row.frame)
         try:
             segmentation = load_masks(labels, volume, row.case)
         except BaseException:
@@ -248,6 +249,16 @@ def _load_image(image: Path, name: str) -> Any:
             _("'{image}' cannot be read as an image; replace the file, or press Next.").format(image=image)
         )
     return volume
+
+
+def _load_frame(image: Path, name: str, frame: int) -> Any:
+    """One frame of an image that holds several as a new volume node, read as the engine has read it."""
+    import slicer.util
+
+    from MedZeroSegLib.volume_io import read_volume
+
+    read = read_volume(image, frame=frame, files=_files_of_series(image) if image.is_dir() else None)
+    return slicer.util.addVolumeFromArray(read.voxels, LPS_TO_RAS @ read.ijk_to_lps, name)
 
 
 def _files_of_series(folder: Path) -> list[Path]:

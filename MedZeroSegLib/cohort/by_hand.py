@@ -8,7 +8,7 @@ import shutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from MedZeroSegLib.cohort.masks_file import MASK_SUFFIXES, read_masks
+from MedZeroSegLib.cohort.masks_file import is_masks, read_masks
 from MedZeroSegLib.cohort.review import ACCEPTED, CORRECTED
 from MedZeroSegLib.cohort.work import ANSWER, CASES_FOLDER, read_answer
 from MedZeroSegLib.errors import InputError, InstallationError
@@ -41,7 +41,7 @@ def belongs_to_a_person(place: Path, noted: Outputs, status: str) -> bool:
         return True
     answer = read_answer(place)
     computed: Outputs = answer["outputs"] if answer is not None else noted
-    files = {name: mark for name, (mark, _size) in computed.items() if name.endswith((*MASK_SUFFIXES, TABLE_SUFFIX))}
+    files = {name: mark for name, (mark, _size) in computed.items() if is_masks(name) or name.endswith(TABLE_SUFFIX)}
     if all(_has_hash(place / name, mark) for name, mark in files.items()):
         return status == ACCEPTED
     try:
@@ -54,7 +54,7 @@ def belongs_to_a_person(place: Path, noted: Outputs, status: str) -> bool:
 def labels_in(place: Path) -> Path | None:
     """The masks' file in a case's folder."""
     found: Iterable[Path] = sorted(place.iterdir()) if place.is_dir() else ()
-    return next((file for file in found if file.name.endswith(MASK_SUFFIXES) and file.name[0] != "."), None)
+    return next((file for file in found if is_masks(file.name)), None)
 
 
 def _has_hash(file: Path, mark: str) -> bool:

@@ -26,6 +26,8 @@ class CaseRecord:
         Its name, the only one of its kind in the cohort.
     image : str
         The image's path as the input names it.
+    frame : int or None
+        Of an image that holds several, from 0.
     status : "done" or "failed"
         Done also where nothing was found.
     sentence : str
@@ -49,6 +51,7 @@ class CaseRecord:
 
     case: str
     image: str
+    frame: int | None = None
     status: CaseStatus
     sentence: str = ""
     seconds: float = 0.0
@@ -77,11 +80,13 @@ def done_record(
     seconds: float,
     carried: Mapping[str, str] | None = None,
     files: Mapping[str, str] | None = None,
+    frame: int | None = None,
 ) -> CaseRecord:
     """The record of a case that was segmented."""
     return CaseRecord(
         case=case,
         image=image,
+        frame=frame,
         status="done",
         seconds=seconds,
         carried=dict(carried or {}),

@@ -15,6 +15,7 @@ import SimpleITK as sitk
 from MedZeroSegLib.errors import InputError
 from MedZeroSegLib.nifti import read_nifti_header, read_nifti_voxels
 from MedZeroSegLib.reading import silent_libraries
+from MedZeroSegLib.uncertainty_map import MAP_SUFFIX
 from MedZeroSegLib.writers import TABLE_SUFFIX
 
 LABEL_MAP_SUFFIXES = (".nii.gz", ".nii")
@@ -36,6 +37,11 @@ class MasksFile:
 
     segments: tuple[NamedMask, ...]
     ijk_to_lps: np.ndarray
+
+
+def is_masks(name: str) -> bool:
+    """Whether a file of this name, among those of a case, holds its masks."""
+    return name.endswith(MASK_SUFFIXES) and not name.endswith(MAP_SUFFIX) and not name.startswith(".")
 
 
 def table_of(labels: Path) -> Path | None:

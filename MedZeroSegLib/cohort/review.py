@@ -55,6 +55,8 @@ class ReviewRow:
         The reviewer's.
     masks : str
         Fingerprint of the case's masks. Masks that were made anew and differ want to be accepted anew.
+    frame : int or None
+        Of an image that holds several, from 0.
     """
 
     case: str
@@ -67,9 +69,11 @@ class ReviewRow:
     seconds: float | None = None
     note: str = ""
     masks: str = ""
+    frame: int | None = None
 
 
 COLUMNS = tuple(field.name for field in fields(ReviewRow))
+LATER_COLUMNS = ("frame",)  # which lists of earlier versions lack
 
 
 def write_review(records: Sequence[CaseRecord], file: Path) -> tuple[ReviewRow, ...]:
@@ -119,6 +123,7 @@ def _row(record: CaseRecord, concerns: Sequence[Concern]) -> ReviewRow:
         doubt=round(worst_first[0].doubt, 3) if concerns else 0.0,
         reason=" ".join(concern.reason for concern in told),
         status=record.reviewed,
+        frame=record.frame,
         masks=sha256(masks.encode()).hexdigest()[:16],
     )
 
@@ -199,7 +204,7 @@ def read_review(file: Path) -> tuple[ReviewRow, ...]:
     except (OSError, UnicodeDecodeError) as problem:
         raise InputError(f"'{file}' is no review list that can be read; give the review.csv of a cohort.") from problem
     reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=";" if text.startswith("case;") else ",")
-    if not set(COLUMNS) <= set(reader.fieldnames or ()):
+    if not set(COLUMNS) - set(LATER_COLUMNS) <= set(reader.fieldnames or ()):
         raise InputError(f"'{file}' is no review list (columns are missing); give the review.csv of a cohort.")
     rows = tuple(_parsed(cells, f"'{file}', line {number}") for number, cells in enumerate(reader, start=2))
     if len({row.case for row in rows}) < len(rows):
@@ -226,11 +231,12 @@ def _parsed(cells: Mapping[str, str], place: str) -> ReviewRow:
         raise InputError(f"{place} has the status '{cells['status']}'; write {', '.join(STATUSES)}.")
     try:
         doubt, seconds = float(cells["doubt"]), float(cells["seconds"]) if cells["seconds"] else None
+        frame = int(cells["frame"]) if cells.get("frame") else None
     except (TypeError, ValueError) as problem:
-        raise InputError(f"{place} has a doubt or a time that is no number; correct it.") from problem
+        raise InputError(f"{place} has a doubt, a time or a frame that is no number; correct it.") from problem
     structures = tuple(part for part in (cells["structures"] or "").split(LIST_SEPARATOR) if part)
     texts = {name: cells[name] or "" for name in ("case", "image", "labels", "reason", "note", "masks")}
-    return ReviewRow(structures=structures, doubt=doubt, status=status, seconds=seconds, **texts)
+    return ReviewRow(structures=structures, doubt=doubt, status=status, seconds=seconds, frame=frame, **texts)
 
 
 def mark(file: Path, case: str, status: str, seconds: float | None = None, note: str | None = None) -> ReviewRow:

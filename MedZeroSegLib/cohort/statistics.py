@@ -31,7 +31,9 @@ SPREAD = {
     "centroid_lps": ("centroid_l", "centroid_p", "centroid_s"),
 }
 COLUMNS: Mapping[str, type] = {
-    **dict.fromkeys(("case", "image", "typed", "name"), str),
+    **dict.fromkeys(("case", "image"), str),
+    "frame": int,
+    **dict.fromkeys(("typed", "name"), str),
     "found": bool,
     **dict.fromkeys(("side", "code"), str),
     "score": float,
@@ -262,7 +264,7 @@ def _columns(records: Sequence[CaseRecord]) -> dict[str, type]:
 def _rows(records: Sequence[CaseRecord]) -> Iterator[dict[str, Any]]:
     for record in records:
         for segment in record.segments:
-            row: dict[str, Any] = {"case": record.case, "image": record.image}
+            row: dict[str, Any] = {"case": record.case, "image": record.image, "frame": record.frame}
             row |= {name: value for name, value in asdict(segment).items() if name in COLUMNS}
             row["warnings"] = " ".join(segment.warnings)
             for name, parts in SPREAD.items():

@@ -139,6 +139,7 @@ def _compute(
         round(seconds, 3),
         case.carried,
         {kind: path.as_posix() for kind, path in shown.items()},
+        case.frame,
     )
     return _answer(record, {"signature": signature, "image_sha256": sha256, **asdict(marks)}, place)
 

@@ -19,12 +19,14 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from MedZeroSegLib.cohort.case_record import CaseRecord, done_record, failed_record
+from MedZeroSegLib.cohort.masks_file import read_masks
 from MedZeroSegLib.cohort.outliers import CASES_MIN, outliers_of, robust_z
 from MedZeroSegLib.cohort.review import mark, read_review, with_reviews, write_review
 from MedZeroSegLib.cohort.statistics import statistics_of, write_statistics
 from MedZeroSegLib.errors import InputError
 from MedZeroSegLib.vocabulary import SIDE_CODES, Code
 from MedZeroSegLib.volume import Volume
+from MedZeroSegLib.writers import write_segmentation
 
 SHAPE = (5, 6, 7)  # k, j, i
 
@@ -39,6 +41,44 @@ def corner() -> np.ndarray:
     mask = np.zeros(SHAPE, bool)
     mask[1, 2, 1:6] = mask[1, 2:5, 1] = mask[1:3, 2, 1] = True
     return mask
+
+
+# Masks, read back
+
+in_each_format = pytest.mark.parametrize("name", ["m.seg.nrrd", "m.nii.gz", "m.nii"])
+
+
+@in_each_format
+def test_masks_come_back_by_name_on_their_own_grid(tmp_path, name):
+    volume, other = oblique_volume(), np.zeros(SHAPE, bool)
+    other[1, 2, 1:3] = other[4, 5, 6] = True  # which lies partly on the corner
+    segments = [
+        samples.segment("Größe 肺", corner()),
+        samples.segment("part", other),
+        samples.segment("none", other & ~other),
+    ]
+    write_segmentation(samples.segmentation(volume, *segments), tmp_path / name)
+    found = read_masks(tmp_path / name)
+    assert [segment.name for segment in found.segments] == ["Größe 肺", "part", "none"]
+    covered = other if name != "m.seg.nrrd" else other & False  # a label map leaves it to the smaller one
+    assert np.array_equal(found.segments[0].mask, corner() & ~covered)
+    assert np.array_equal(found.segments[1].mask, other) and not found.segments[2].mask.any()
+    assert np.allclose(found.ijk_to_lps, volume.ijk_to_lps, atol=1e-4)
+
+
+@in_each_format
+def test_masks_that_are_cut_short_damaged_or_missing_are_refused(tmp_path, name):
+    file = tmp_path / name
+    write_segmentation(samples.segmentation(oblique_volume(), samples.segment("liver", corner())), file)
+    whole = file.read_bytes()
+    damaged = [whole[: len(whole) * 2 // 3], b"no masks", b""] + ([whole[:-1] + b"x"] if name != "m.nii" else [])
+    for content in damaged:
+        file.write_bytes(content)
+        with pytest.raises(InputError, match=f"'{file}' can't be read as masks"):
+            read_masks(file)
+    file.unlink()
+    with pytest.raises(InputError, match="can't be read as masks"):
+        read_masks(file)
 
 
 # Statistics
@@ -247,6 +287,18 @@ def test_names_and_notes_of_any_kind_return_from_the_list(tmp_path, case, note):
     mark(file, case, "accepted", note=note)
     (row,) = read_review(file)
     assert (row.case, row.note, row.image) == (case, note, f"/scans/{case}.nii.gz")
+
+
+def test_the_frame_of_a_sequence_is_on_the_list_and_older_lists_without_it_are_read(tmp_path):
+    file = tmp_path / "review.csv"
+    write_review([samples.record("a", {"liver": 1.5}, frame=0), samples.record("b", {"liver": 1.4})], file)
+    assert {row.case: row.frame for row in read_review(file)} == {"a": 0, "b": None}
+    mark(file, "b", "accepted")
+    assert {row.case: row.frame for row in read_review(file)} == {"a": 0, "b": None}
+    lines = [line.rpartition(",")[0] for line in file.read_text().splitlines()]
+    assert lines[0].endswith(",masks")
+    file.write_text("\n".join(lines) + "\n")
+    assert {row.case: row.status for row in read_review(file)} == {"a": "open", "b": "accepted"}
 
 
 def test_a_list_saved_by_a_spreadsheet_is_read(tmp_path):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -432,6 +433,40 @@ def test_masks_of_a_left_handed_grid_lie_in_place_before_and_after_a_correction(
     values = sitk.GetArrayFromImage(sitk.ReadImage(str(labels_of(work))))  # in the order of the file
     if row.labels.endswith(".nii.gz"):
         assert np.array_equal(values == 1, corrected()[::-1])
+
+
+@in_each_format
+def test_the_frame_of_a_time_sequence_is_the_one_whose_masks_are_shown(module, review):
+    from MedZeroSegLib.volume_io import read_volume
+
+    row = read_review(review)[0]
+    still = sitk.ReadImage(str(write_image(review.parent / "still.nii.gz")))
+    sequence = sitk.JoinSeries([still, still + 100, still + 200])
+    sitk.WriteImage(sequence, str(review.parent / "sequence.nii.gz"))
+    image = review.parent / "sequence.nii.gz"
+    volume = read_volume(image, frame=1)
+    write_masks(volume, {key: body(key) for key in BODIES}, review.parent / row.labels)
+    write_review([replace(record(row.case, image, row.labels), frame=1)], review.parent / "sequence.csv")
+    work = WorkList(review.parent / "sequence.csv")
+    assert work.next() and work.row.frame == 1 and ", frame 1" in work.state.tooltip
+    assert np.array_equal(slicer.util.arrayFromVolume(work.volume), grey_levels() + 100)
+    assert work.volume.GetDisplayNode() is not None
+    for key in BODIES:
+        assert np.array_equal(voxels(work, key), body(key)), key
+    draw(work)
+    work.correct()
+    mark(work.file, row.case, "open")
+    again = WorkList(work.file)
+    again.next()
+    assert np.array_equal(voxels(again, "liver"), corrected())
+
+
+def test_a_frame_that_the_image_lacks_is_told(module, review):
+    row = read_review(review)[0]
+    write_review([replace(record(row.case, Path(row.image), row.labels), frame=4)], review.parent / "frames.csv")
+    with pytest.raises(InputError, match="has no frame 4"):
+        WorkList(review.parent / "frames.csv").next()
+    assert nodes("vtkMRMLScalarVolumeNode") == []
 
 
 # In the panel
