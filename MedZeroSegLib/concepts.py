@@ -15,6 +15,7 @@ from torch import Tensor
 
 from MedZeroSegLib.axes import on_cells_of
 from MedZeroSegLib.embeddings import EncodedVolume, Progress
+from MedZeroSegLib.errors import InputError
 from MedZeroSegLib.intensity import in_hounsfield_units
 from MedZeroSegLib.presets import Engine
 from MedZeroSegLib.queries import Query
@@ -53,18 +54,30 @@ class Concept:
 
 
 def concept_of(query: Query, engine: Engine, volume: Volume, plane: str) -> Concept:
-    """What the model is asked for a query, and against which rivals; ``plane`` is that of the slices."""
+    """What the model is asked for a query, and against which rivals; ``plane`` is that of the slices.
+
+    Raises
+    ------
+    InputError
+        When the model knows nothing but what it was trained on, and not this.
+    """
     card = engine.text_image.card
     structure = query.structure
     name = structure.name if structure else query.name
     trained = name in card.competitors
     if trained:
         rivals = card.competitors[name]
+    elif card.closed:
+        raise InputError(
+            f"The preset {engine.preset.name} was trained on {', '.join(card.concepts)} alone, not on {name}; ask for "
+            "one of these, or take another preset."
+        )
     elif card.concepts:
         rivals = tuple(other for other in card.concepts if not may_overlap(name, other))
     else:
         rivals = confusions(structure) if structure else ()
-    window = structure.window if structure and volume.modality == "CT" and in_hounsfield_units(volume) else None
+    has_window = structure and not card.closed and volume.modality == "CT" and in_hounsfield_units(volume)
+    window = structure.window if structure and has_window else None
     return Concept(
         name=name,
         wordings=wordings(structure) if structure else (query.name,),

@@ -28,7 +28,8 @@ _sessions: OrderedDict[int, EditingSession] = OrderedDict()
 
 def start_edit(request: EditStartRequest, report: Report, volume: Volume) -> dict[str, Any]:
     """Answer "edit-start"."""
-    preset = request.preset if preset_named(request.preset).zero_shot is None else "lite"
+    asked = preset_named(request.preset)
+    preset = "lite" if asked.zero_shot is not None or asked.is_student else request.preset
     engine = load_engine(preset, request.device, request.weights_folder)
     mask, said = (None, ()) if request.mask is None else _mask(request.mask, volume)
     others = [OtherSegment(other.name, _mask(other.mask, volume)[0]) for other in request.others]

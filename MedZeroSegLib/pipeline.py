@@ -435,14 +435,15 @@ def _encode_fitting(
     through: int | None,
 ) -> EncodedVolume:
     """Encoded with as many slices at once as fit into the device's memory: half as many after each failure."""
-    at_once = slices_at_once(engine.device)
+    whole = engine.preset.is_student  # which looks across slices and has little to hold
+    at_once = max(volume.shape) if whole else slices_at_once(engine.device)
     while True:
         try:
             return encode_volume(
                 volume, window, engine.decoder, engine.text_image, IMAGE_SIZE, progress, at_once, through
             )
         except (MemoryError, RuntimeError) as problem:
-            if not ran_out_of_memory(problem) or (at_once == 1 and not _encoded):
+            if not ran_out_of_memory(problem) or whole or (at_once == 1 and not _encoded):
                 raise
         forget_volumes()
         release_memory(engine.device)

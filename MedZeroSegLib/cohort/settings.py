@@ -62,11 +62,8 @@ def engine_marks(settings: RunSettings) -> EngineMarks:
 
     preset = preset_named(settings.preset)
     catalogue = weights_store(settings.weights_folder).catalogue
-    weights = [
-        [entry.name, file.name, file.sha256]
-        for entry in choose_weights(catalogue, settings.preset.partition("/")[0])
-        for file in entry.files
-    ]
+    entries = choose_weights(catalogue, preset.catalogued) if preset.catalogued else []
+    weights = [[entry.name, file.name, file.sha256] for entry in entries for file in entry.files]
     shipped = Path(str(files("MedZeroSegLib").joinpath("heads")))
     heads = [[file.name, sha256_of(file)] for file in sorted(shipped.iterdir()) if file.is_file()]
     return EngineMarks(_hash([__version__, asdict(preset)]), _hash([weights, heads]))

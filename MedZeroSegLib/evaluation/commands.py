@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Optional
@@ -13,6 +13,8 @@ from MedZeroSegLib.cli_options import DeviceOption, PresetOption, WeightsOption
 
 if TYPE_CHECKING:
     from MedZeroSegLib.evaluation.target import Target
+    from MedZeroSegLib.segment import Segmentation
+    from MedZeroSegLib.volume import Volume
 
 NOT_REPRODUCED = 1  # exit status
 
@@ -184,14 +186,19 @@ def _measure(find: Callable[[], Target], data: str, request: _Request) -> str:
     target = find()  # before PyTorch is loaded: wrong paths and texts are told at once
     prompts = None if request.prompts is None else read_prompts(request.prompts, data)
     from MedZeroSegLib.evaluation.baseline import naive_segment
+    from MedZeroSegLib.evaluation.closed_presets import segment_known
     from MedZeroSegLib.evaluation.run import evaluate
     from MedZeroSegLib.pipeline import segment
     from MedZeroSegLib.presets import load_engine
 
     engine = load_engine(request.preset, request.device, request.weights_folder)
+
+    def ask(volume: Volume, asked: Sequence[str]) -> Segmentation:
+        return segment(volume, asked, request.preset, request.device, request.weights_folder)
+
     return evaluate(
         target,
-        lambda volume, asked: segment(volume, asked, request.preset, request.device, request.weights_folder),
+        lambda volume, asked: segment_known(engine, volume, asked, ask),
         request.output,
         request.preset,
         prompts=prompts,

@@ -17,11 +17,13 @@ if TYPE_CHECKING:
 @dataclass(frozen=True)
 class HeadCard:
     """What the model was trained on: ``concepts`` by vocabulary name, for each the ``competitors`` that exclude it and
-    were marked in the same images, and the ``sources`` (name → pictures). All empty for a model that saw no masks."""
+    were marked in the same images, and the ``sources`` (name → pictures). All empty for a model that saw no masks.
+    ``closed``: other names than the concepts mean nothing to it."""
 
     concepts: tuple[str, ...]
     competitors: dict[str, tuple[str, ...]]
     sources: dict[str, int]
+    closed: bool = False
 
 
 @dataclass(frozen=True)

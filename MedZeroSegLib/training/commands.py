@@ -61,6 +61,25 @@ def train_corrector(
     typer.echo(str(train(manifest, output, steps, seed, weights_folder)))
 
 
+@train_app.command("weak")
+def train_weak_command(
+    cohort: Annotated[Path, typer.Argument(metavar="DIR", help="Output of `medzeroseg cohort --uncertainty`.")],
+    output: Annotated[Path, typer.Option(help="Folder for the student; --preset takes it.")],
+    steps: Annotated[int, typer.Option(help="Steps of the optimiser.")] = 800,
+    batch: Annotated[int, typer.Option(help="Slices or stacks of one step.")] = 6,
+    keep: Annotated[float, typer.Option(help="Share of each structure's masks to learn from, the surest.")] = 0.7,
+    dimension: Annotated[int, typer.Option(help="2 or 3; 0 chooses by the spacing.")] = 0,
+    checkpoint_every: EveryOption = 50,
+    seed: SeedOption = 0,
+    device: DeviceOption = "auto",
+) -> None:
+    """Train a student on the masks of a cohort, no others, weighted by how sure they are. Goes on where it stopped."""
+    from MedZeroSegLib.training.weak import WeakTraining, train_weak
+
+    settings = WeakTraining(steps=steps, batch=batch, keep=keep, dimension=dimension, seed=seed)
+    typer.echo(str(train_weak(cohort, output, settings, checkpoint_every, device, _tell)))
+
+
 @train_app.command("confidence")
 def train_confidence_command(
     manifest: Annotated[Path, typer.Option(help="manifest.csv; a sample of its train split is measured.")],
