@@ -108,6 +108,7 @@ def check_engine(message: Mapping[str, Any], report: Report) -> dict[str, Any]:
 
 def fetch_weights(message: Mapping[str, Any], report: Report) -> dict[str, Any]:
     """Answer "fetch": the model files that a preset lacks, from the network; goes on where an earlier one stopped."""
+    from MedZeroSegLib.presets import preset_named
     from MedZeroSegLib.weights import weights_store
 
     request = read_check(message)
@@ -122,9 +123,10 @@ def fetch_weights(message: Mapping[str, Any], report: Report) -> dict[str, Any]:
         values = {"done": round(done / 1e6), "total": round(whole / 1e6)}
         report.progress("downloading", min(1.0, done / whole) if whole else 0.0, left, **values)
 
-    store, preset = weights_store(), request.preset.partition("/")[0]
-    store.fetch(preset, progress=tell)
-    size = sum(row.size or 0 for row in store.rows(preset))
+    store, preset = weights_store(), preset_named(request.preset).catalogued
+    if preset:
+        store.fetch(preset, progress=tell)
+    size = sum(row.size or 0 for row in store.rows(preset)) if preset else 0
     report.event("result", line=f"The model files are here ({size / 1e6:,.0f} MB).", device="")
     return {}
 
@@ -140,7 +142,7 @@ def forget(_message: Mapping[str, Any], _report: Report) -> dict[str, Any]:
     if "MedZeroSegLib.pipeline" in sys.modules:
         pipeline = _pipeline()
         pipeline.forget_volumes()
-        pipeline.load_engine.cache_clear()
+        sys.modules["MedZeroSegLib.presets"].forget_engines()
         gc.collect()
         from MedZeroSegLib.device import release_memory
 
