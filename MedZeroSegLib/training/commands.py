@@ -37,14 +37,29 @@ def train_lite(
     ] = False,
     start: Annotated[Optional[Path], typer.Option(help="Head to go on from.")] = None,  # noqa: UP045
     start_share: Annotated[float, typer.Option(help="Share of that head in the weights that are written.")] = 0.0,
+    more: Annotated[
+        Optional[list[Path]],  # noqa: UP045
+        typer.Option(help="Another manifest whose train split is learnt too; may be given several times."),
+    ] = None,
     seed: SeedOption = 0,
     weights_folder: WeightsOption = None,
 ) -> None:
     """Train the lite head: region-text contrast and dense masks. Goes on where it was stopped."""
     from MedZeroSegLib.training.lite import train
 
-    file = train(manifest, output, steps, all_licences, start, start_share, seed, weights_folder)
+    manifests = (manifest, *(more or ()))
+    file = train(manifests, output, steps, all_licences, start, start_share, seed, weights_folder)
     typer.echo(str(file))
+
+
+@train_app.command("brain-template")
+def brain_template(
+    folder: Annotated[Path, typer.Argument(help="Where the picture, its mask and manifest.csv are written.")],
+) -> None:
+    """Write the ICBM 2009 brain, which the package nilearn carries, as a manifest for `train lite --more`."""
+    from MedZeroSegLib.training.brain_template import write_template_manifest
+
+    typer.echo(str(write_template_manifest(folder)))
 
 
 @train_app.command("corrector")

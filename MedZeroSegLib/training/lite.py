@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +24,7 @@ from MedZeroSegLib.presets import load_lite_medsam
 from MedZeroSegLib.text_image.dpfem import RegionTextHead
 from MedZeroSegLib.text_image.minilm import TEMPLATES, MiniLmTextTower
 from MedZeroSegLib.training.cehnc import CehncSettings, DifficultyController, cehnc, context_weights
-from MedZeroSegLib.training.pictures import Picture, PictureStore, encode_pictures
+from MedZeroSegLib.training.pictures import Picture, PictureStore, encode_pictures, joined
 from MedZeroSegLib.training.run import run_training
 from MedZeroSegLib.training.schedule import follow, rate_share
 from MedZeroSegLib.training.targets import ConceptTable, Targets, targets_of
@@ -57,7 +59,7 @@ class LiteTraining:
 
 
 def train(
-    manifest: Path,
+    manifests: Sequence[Path],
     output: Path,
     steps: int,
     all_licences: bool,
@@ -66,13 +68,17 @@ def train(
     seed: int,
     weights_folder: Path | None,
 ) -> Path:
-    """Encode the train split into ``output``/pictures, train, and write ``output``/head.safetensors.
+    """Encode the train splits into ``output``/pictures, those of a second manifest into pictures-2 and so on, train,
+    and write ``output``/head.safetensors.
 
     Both stages go on where an earlier run in the same folder stopped; raises InputError or InstallationError.
     """
-    cases = read_manifest(manifest, "train")
+    split = [read_manifest(manifest, "train") for manifest in manifests]
     weights = weights_store(weights_folder)
-    store = encode_pictures(cases, load_lite_medsam(weights), output / "pictures", seed=0)
+    model = load_lite_medsam(weights)
+    folders = ["pictures", *(f"pictures-{number}" for number in range(2, len(split) + 1))]
+    stores = [encode_pictures(cases, model, output / name, seed=0) for cases, name in zip(split, folders, strict=True)]
+    store = reduce(joined, stores)
     tower = MiniLmTextTower(weights.locate("minilm"))
     settings = LiteTraining(steps=steps, any_use_only=not all_licences, start_share=start_share, seed=seed)
     started_from = {name: value.float() for name, value in load_file(start).items()} if start else None

@@ -9,8 +9,9 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -69,15 +70,55 @@ class Picture:
     label_maps: tuple[LabelMap, ...]
 
 
+class Rows(Protocol):
+    """What training reads an array of a store by: its rows."""
+
+    def __getitem__(self, row: int, /) -> np.ndarray: ...
+
+    def __len__(self) -> int: ...
+
+
 @dataclass(frozen=True)
 class PictureStore:
     """Pictures on disk: float16 coarse [n, 256, 64, 64] and detail [n, 128, 128, 128], labels uint8 [m, 256, 256]."""
 
     pictures: tuple[Picture, ...]
     schemes: dict[str, tuple[str, ...]]
-    coarse: np.ndarray
-    detail: np.ndarray
-    labels: np.ndarray
+    coarse: Rows
+    detail: Rows
+    labels: Rows
+
+
+class _Joined:
+    """Rows of one array after those of another, neither copied."""
+
+    def __init__(self, first: Rows, second: Rows) -> None:
+        self.first, self.second = first, second
+
+    def __getitem__(self, row: int, /) -> np.ndarray:
+        before = len(self.first)
+        return self.first[row] if row < before else self.second[row - before]
+
+    def __len__(self) -> int:
+        return len(self.first) + len(self.second)
+
+
+def joined(first: PictureStore, second: PictureStore) -> PictureStore:
+    """Both stores' pictures as one; a scheme that both have marks what either does."""
+    schemes = {
+        scheme: tuple(sorted({*first.schemes.get(scheme, ()), *second.schemes.get(scheme, ())}))
+        for scheme in {**first.schemes, **second.schemes}
+    }
+    moved = [
+        replace(
+            picture,
+            row=picture.row + len(first.coarse),
+            label_maps=tuple(replace(one, row=one.row + len(first.labels)) for one in picture.label_maps),
+        )
+        for picture in second.pictures
+    ]
+    arrays = (_Joined(getattr(first, name), getattr(second, name)) for name in ("coarse", "detail", "labels"))
+    return PictureStore((*first.pictures, *moved), schemes, *arrays)
 
 
 def encode_pictures(cases: Sequence[Case], model: LiteMedSamModel, folder: Path, seed: int) -> PictureStore:

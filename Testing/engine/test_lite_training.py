@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import csv
 import zlib
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import SimpleITK as sitk
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from MedZeroSegLib.errors import InputError
+from MedZeroSegLib.evaluation.manifest import read_manifest
 from MedZeroSegLib.text_image.lite import read_head
+from MedZeroSegLib.training.brain_template import FILE, write_template_manifest
 from MedZeroSegLib.training.lite import LiteTrainer, LiteTraining
-from MedZeroSegLib.training.pictures import LabelMap, Picture, PictureStore
+from MedZeroSegLib.training.pictures import LabelMap, Picture, PictureStore, joined
 
 STRUCTURES = {1: "liver", 2: "spleen"}
 
@@ -131,3 +136,46 @@ def test_the_written_head_holds_the_wanted_share_of_the_one_that_training_went_o
     run.export(tmp_path / "head.safetensors", {})
     for name, value in load_file(tmp_path / "head.safetensors").items():
         assert torch.allclose(value.float(), start[name] + 0.75, atol=5e-3), name
+
+
+def test_a_second_store_of_pictures_is_read_after_the_first():
+    first = store_of_two_organs()
+    second = replace(first, coarse=first.coarse[::-1], detail=first.detail[::-1], labels=first.labels[::-1])
+    both = joined(first, replace(second, schemes={"head": ("brain",)}))
+    assert both.schemes == {"abdomen": ("liver", "spleen"), "head": ("brain",)}
+    assert len(both.coarse) == len(both.detail) == len(both.labels) == len(both.pictures) == 6
+    for picture, original in zip(both.pictures, (*first.pictures, *second.pictures), strict=True):
+        own = first if picture.row < 3 else second
+        assert np.array_equal(both.coarse[picture.row], own.coarse[original.row])
+        assert np.array_equal(both.detail[picture.row], own.detail[original.row])
+        (moved,), (before,) = picture.label_maps, original.label_maps
+        assert moved.values == before.values and np.array_equal(both.labels[moved.row], own.labels[before.row])
+
+
+def test_the_brain_template_becomes_a_case_with_both_tissues(tmp_path, monkeypatch):
+    carried = tmp_path / "nilearn" / "datasets" / "data"
+    carried.mkdir(parents=True)
+    (tmp_path / "nilearn" / "__init__.py").touch()
+    maps = {part: np.zeros((5, 7, 6), np.uint8) for part in ("t1", "gm", "wm")}
+    maps["t1"][:] = np.arange(6, dtype=np.uint8)
+    maps["gm"][1, 2, 3], maps["wm"][1, 2, 3] = 200, 150  # more gray than white
+    maps["gm"][2, 2, 3], maps["wm"][2, 2, 3] = 90, 160
+    maps["gm"][3, 2, 3], maps["wm"][3, 2, 3] = 100, 90  # neither surely
+    for part, voxels in maps.items():
+        image = sitk.GetImageFromArray(voxels)
+        image.SetOrigin((-3.0, -4.0, 5.0))
+        sitk.WriteImage(image, str(carried / FILE.format(part)))
+    monkeypatch.syspath_prepend(tmp_path)
+    (case,) = read_manifest(write_template_manifest(tmp_path / "out"), "train")
+    volume, labels = case.read()
+    assert case.any_use and case.labels == {1: "gray matter", 2: "white matter"}
+    assert np.array_equal(volume.voxels, maps["t1"]) and tuple(volume.ijk_to_lps[:3, 3]) == (-3.0, -4.0, 5.0)
+    assert labels[1, 2, 3] == 1 and labels[2, 2, 3] == 2 and np.count_nonzero(labels) == 2
+
+
+def test_a_missing_template_names_what_to_install(tmp_path, monkeypatch):
+    (tmp_path / "nilearn").mkdir()
+    (tmp_path / "nilearn" / "__init__.py").touch()
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(InputError, match="pip install --no-deps nilearn"):
+        write_template_manifest(tmp_path / "out")
