@@ -9,6 +9,6 @@ import typer
 
 RESEARCH_NOTE = "For research use; every result has to be reviewed by a qualified person."
 
-PresetOption = Annotated[str, typer.Option(help="lite, lite-research (non-commercial), base, base/VARIANT, or a folder's path.")]
+PresetOption = Annotated[str, typer.Option(help="lite, lite-research (non-commercial), base, base/VARIANT, or a PATH.")]
 DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")]
 WeightsOption = Annotated[Optional[Path], typer.Option(help="Folder in which weights are looked for first.")]  # noqa: UP045

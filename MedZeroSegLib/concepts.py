@@ -36,6 +36,8 @@ class Concept:
     ----------
     trained
         Whether the model was trained on it.
+    calibrated
+        Whether the preset's calibration, where it has one, holds for it.
     scene
         What is known of the image, for models whose texts say so.
     kind
@@ -46,6 +48,7 @@ class Concept:
     wordings: tuple[str, ...]
     rivals: tuple[str, ...]
     trained: bool
+    calibrated: bool
     window: tuple[float, float] | None
     ring: bool
     parts: int
@@ -83,6 +86,7 @@ def concept_of(query: Query, engine: Engine, volume: Volume, plane: str) -> Conc
         wordings=wordings(structure) if structure else (query.name,),
         rivals=rivals,
         trained=trained,
+        calibrated=trained and name not in card.own,
         window=window if window and window[0] <= LUNG_LEVEL_MAX else None,
         ring=bool(structure and structure.encloses),
         parts=structure.parts * (2 if structure.side == "paired" else 1) if structure else 0,

@@ -39,7 +39,8 @@ def require_memory(volume: Volume, names: int, loaded: bool = False, preset: str
 def needed_bytes(shape: tuple[int, ...], names: int, preset: str = "lite") -> int:
     """Estimate for a volume of ``shape`` [k, j, i]; the voxels themselves are in memory already."""
     voxels = shape[0] * shape[1] * shape[2]
-    models, kept = (BASE_MODELS_BYTES, BASE_SLICE_BYTES) if preset.partition("/")[0] == "base" else (MODELS_BYTES, SLICE_BYTES)
+    is_base = preset.partition("/")[0] == "base"
+    models, kept = (BASE_MODELS_BYTES, BASE_SLICE_BYTES) if is_base else (MODELS_BYTES, SLICE_BYTES)
     return models + voxels * (VOXEL_BYTES + MASK_BYTES * names) + kept * min(max(shape), SLICES_KEPT)
 
 

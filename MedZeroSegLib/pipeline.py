@@ -33,7 +33,7 @@ from MedZeroSegLib.mask_decoder.decoder import Prompted
 from MedZeroSegLib.mask_decoder.lite_medsam import IMAGE_SIZE
 from MedZeroSegLib.memory import ran_out_of_memory, require_memory, telling_shortage
 from MedZeroSegLib.presence import presence_features
-from MedZeroSegLib.presets import Engine, load_engine
+from MedZeroSegLib.presets import Engine, load_engine, own_structures
 from MedZeroSegLib.propagation import Refined, refine
 from MedZeroSegLib.queries import Query, resolve
 from MedZeroSegLib.saliency import FOUND_SHARE_MIN, Saliency, smooth_across
@@ -125,7 +125,7 @@ def segment(
         With the sentence for the user.
     """
     clock, tell = Clock(), progress or tell_nobody
-    queries = resolve(names)
+    queries = resolve(names, own_structures(preset))
     require_memory(volume, len(queries), loaded=bool(_encoded), preset=preset)
     tell("loading", 0.0)
     with clock.stage("loading"):
@@ -243,7 +243,7 @@ def draw(encoded: EncodedVolume, concept: Concept, saliency: Saliency, engine: E
 def is_there(encoded: EncodedVolume, concept: Concept, saliency: Saliency, engine: Engine) -> bool:
     """Whether the concept is in the image: calibrated where it was trained, else by the evidence alone."""
     preset = engine.preset
-    if engine.calibration is not None and concept.trained:
+    if engine.calibration is not None and concept.calibrated:
         features = presence_features(saliency, encoded.body, preset.slice_min)
         return engine.calibration.is_found(concept.name, features)
     return saliency.score >= (preset.found_min if concept.trained else preset.found_min_untrained)
@@ -333,7 +333,7 @@ def _confidence(
 
     Nothing is known of names that the model wasn't trained on: no case tells how good their masks are.
     """
-    if engine.calibration is None or not concept.trained:
+    if engine.calibration is None or not concept.calibrated:
         return None
     measured = measured_segment(volume, query, concept, whole, mask)
     if measured is None or whole.refined is None:

@@ -16,6 +16,7 @@ from MedZeroSegLib.errors import InputError, InstallationError
 from MedZeroSegLib.propagation import Choice
 from MedZeroSegLib.sensitivity import NEUTRAL, check_sensitivity, threshold_at
 from MedZeroSegLib.trained_preset import STUDENT, TrainedPreset, read_trained_preset
+from MedZeroSegLib.vocabulary import Structure, structure_of
 from MedZeroSegLib.weights import WeightsStore, cache_folder, load_state, weights_store
 from MedZeroSegLib.weights_catalogue import sha256_of
 from MedZeroSegLib.zero_shot import PRESENT_MIN
@@ -190,6 +191,17 @@ def _graph_folder(weights: str) -> Path:
     return cache_folder() / "graphs" / f"lite-medsam-{digest.hexdigest()[:16]}"
 
 
+def own_structures(name: str) -> tuple[Structure, ...]:
+    """The structures that a preset adds to the vocabulary; raises InputError as `preset_named`."""
+    trained = preset_named(name).trained
+    if trained is None:
+        return ()
+    try:
+        return tuple(structure_of(row) for row in trained.card.get("structures", ()))
+    except (KeyError, TypeError, ValueError) as problem:
+        raise InputError(f"The card of '{trained.folder}' is damaged; train the preset again.") from problem
+
+
 def _is_path(name: str) -> bool:
     """Whether a preset's name can only be that of a folder, or is one."""
     return Path(name).name != name or Path(name).is_dir()
@@ -212,6 +224,8 @@ def _loaded(preset: Preset, device: str, weights_folder: Path | None) -> Engine:
     chosen, passed_over = choose_device(device)
     if preset.is_student:
         return _load_student(preset, chosen, passed_over)
+    if preset.trained is not None:
+        return _extended(preset, device, weights_folder)
     store = weights_store(weights_folder)
     if preset.zero_shot is None:
         return _load_lite(preset, chosen, store, passed_over)
@@ -231,17 +245,39 @@ def _load_student(preset: Preset, device: str, passed_over: tuple[str, ...]) -> 
     return Engine(preset, student, NoDecoder(device), device, trained.records, warnings)
 
 
+def _extended(preset: Preset, device: str, weights_folder: Path | None) -> Engine:
+    """The shipped preset's engine with a user's own names; what both hold is loaded once."""
+    from MedZeroSegLib.text_image.lite import LiteTextImage
+    from MedZeroSegLib.text_image.own_names import extend
+
+    trained, shipped = preset.trained, _loaded(PRESETS[EXTENDED_FROM], device, weights_folder)
+    assert trained is not None and isinstance(shipped.text_image, LiteTextImage)
+    text_image = extend(shipped.text_image, sha256_of(head_file()), trained)
+    return replace(
+        shipped,
+        preset=replace(shipped.preset, name=preset.name, trained=trained),
+        text_image=text_image,
+        weights=(*shipped.weights, *trained.records),
+        warnings=(*shipped.warnings, str(trained.card["note"])),
+    )
+
+
+def head_file(preset: str = EXTENDED_FROM) -> Path:
+    """The file of a shipped head; by default of that to which users' own names are added."""
+    return Path(str(files("MedZeroSegLib").joinpath("heads", PRESETS[preset].head)))
+
+
 def _load_lite(preset: Preset, device: str, store: WeightsStore, passed_over: tuple[str, ...]) -> Engine:
     from MedZeroSegLib.text_image.lite import LiteTextImage, read_head
     from MedZeroSegLib.text_image.minilm import MiniLmTextTower
     from MedZeroSegLib.text_image.text_vectors import TextVectors
 
     tower_folder = store.locate("minilm")
-    head_file = Path(str(files("MedZeroSegLib").joinpath("heads", preset.head)))
+    file = head_file(preset.name)
     decoder = load_lite_medsam(store, device)
-    head, card = read_head(head_file)
+    head, card = read_head(file)
     text_image = LiteTextImage(head, TextVectors(lambda: MiniLmTextTower(tower_folder)), card, device)
-    records = [store.record("lite-medsam"), store.record("minilm"), _shipped(f"{preset.name} head", head_file, preset)]
+    records = [store.record("lite-medsam"), store.record("minilm"), _shipped(f"{preset.name} head", file, preset)]
     calibration = calibration_of(preset.name)
     if calibration is not None:
         records.append(_shipped(f"{preset.name} confidence", calibration_file(preset.name), preset))

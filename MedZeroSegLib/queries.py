@@ -117,12 +117,13 @@ class _Entry:
     contextual: bool = False
 
 
-def resolve(names: str | Sequence[str]) -> list[Query]:
+def resolve(names: str | Sequence[str], own: Sequence[Structure] = ()) -> list[Query]:
     """Resolve typed names, in order.
 
     Parameters
     ----------
     names: one text holding a list (see `split_names`), or a sequence in which each item is one name.
+    own: structures that a user added; names that aren't known otherwise may mean them.
 
     Returns
     -------
@@ -143,7 +144,7 @@ def resolve(names: str | Sequence[str]) -> list[Query]:
     spellings: dict[str, list[str]] = {}
     for name in typed:
         spellings.setdefault(_fold(name), []).append(name)
-    queries = [_with_doubles(_resolve_one(same[0]), same) for same in spellings.values()]
+    queries = [_with_doubles(_among(own, _resolve_one(same[0])), same) for same in spellings.values()]
     return _with_shared_meanings(queries)
 
 
@@ -174,6 +175,14 @@ def _parts(text: str) -> list[tuple[str, bool]]:
         (match.group(match.lastindex or 0).strip(), match.lastindex != PART.groups) for match in PART.finditer(text)
     )
     return [(part, quoted) for part, quoted in parts if part]
+
+
+def _among(own: Sequence[Structure], query: Query) -> Query:
+    """An unknown query as the user's own structure of that name, where there is one."""
+    if query.status == "known":
+        return query
+    meant = next((one for one in own if _words(one.name) == _words(query.typed)), None)
+    return query if meant is None else _known(query.typed, _Entry(meant))
 
 
 def _resolve_one(typed: str) -> Query:

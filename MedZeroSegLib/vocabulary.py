@@ -106,7 +106,7 @@ def _content() -> dict[str, Any]:
 @cache
 def vocabulary() -> Mapping[str, Structure]:
     """All structures by canonical name, in the order of the file: from head to limb, then findings and devices."""
-    return MappingProxyType({row["name"]: _structure(row) for row in _content()["structures"]})
+    return MappingProxyType({row["name"]: structure_of(row) for row in _content()["structures"]})
 
 
 @cache
@@ -151,7 +151,8 @@ def wordings(structure: Structure) -> tuple[str, ...]:
     return (structure.name, *structure.synonyms)
 
 
-def _structure(row: dict[str, Any]) -> Structure:
+def structure_of(row: Mapping[str, Any]) -> Structure:
+    """A row of the vocabulary's file; raises KeyError, TypeError or ValueError for something else."""
     code = row["code"]
     red, green, blue = row["color"]
     level, width = row["window"]

@@ -57,6 +57,7 @@ def cohort(
     from MedZeroSegLib.cohort.inputs import find_cases
     from MedZeroSegLib.cohort.settings import RunSettings, check_structures, engine_marks
     from MedZeroSegLib.cohort.workers import plan_crew
+    from MedZeroSegLib.presets import own_structures
 
     folder = output.expanduser().absolute()
     settings = RunSettings(
@@ -68,7 +69,7 @@ def cohort(
         uncertainty=uncertainty,
     )
     found = find_cases(source, structures, modality, frame)
-    for sentence in (*found.notes, *check_structures(found.cases, allow_unknown)):
+    for sentence in (*found.notes, *check_structures(found.cases, allow_unknown, own_structures(preset))):
         typer.echo(sentence, err=True)
     crew = plan_crew(scheduler, workers, threads, device, preset)
     engine = engine_marks(settings)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -12,6 +13,7 @@ from MedZeroSegLib import __version__
 from MedZeroSegLib.cohort.case import Case
 from MedZeroSegLib.errors import InputError
 from MedZeroSegLib.queries import resolve, split_names
+from MedZeroSegLib.vocabulary import Structure
 
 FORMATS = ("seg.nrrd", "nii.gz", "nii")
 
@@ -88,8 +90,10 @@ def case_marks(case: Case, settings: RunSettings, engine: EngineMarks) -> CaseMa
     return CaseMarks(_hash([engine.preset, asked]), engine.weights)
 
 
-def check_structures(cases: tuple[Case, ...], allow_unknown: bool) -> tuple[str, ...]:
-    """Look at all names once, before anything runs.
+def check_structures(
+    cases: tuple[Case, ...], allow_unknown: bool, own: Sequence[Structure] = ()
+) -> tuple[str, ...]:
+    """Look at all names once, before anything runs; ``own`` are structures that the preset adds.
 
     Returns
     -------
@@ -108,7 +112,7 @@ def check_structures(cases: tuple[Case, ...], allow_unknown: bool) -> tuple[str,
             raise InputError(
                 f"No structure is named for the case '{case.name}'; give --structures or fill the table's column."
             )
-        for query in resolve(structures):
+        for query in resolve(structures, own):
             if query.status == "unknown" and not allow_unknown:
                 meant = f" (did you mean {' or '.join(query.suggestions)}?)" if query.suggestions else ""
                 raise InputError(

@@ -18,12 +18,13 @@ if TYPE_CHECKING:
 class HeadCard:
     """What the model was trained on: ``concepts`` by vocabulary name, for each the ``competitors`` that exclude it and
     were marked in the same images, and the ``sources`` (name → pictures). All empty for a model that saw no masks.
-    ``closed``: other names than the concepts mean nothing to it."""
+    ``closed``: other names than the concepts mean nothing to it. ``own``: what a user added to the shipped names."""
 
     concepts: tuple[str, ...]
     competitors: dict[str, tuple[str, ...]]
     sources: dict[str, int]
     closed: bool = False
+    own: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from typing import Annotated, Optional
 import typer
 
 from MedZeroSegLib.cli_options import DeviceOption, WeightsOption
+from MedZeroSegLib.errors import InputError
 from MedZeroSegLib.evaluation.commands import evaluate_app
 
 train_app = typer.Typer(no_args_is_help=True, help="Train what the presets use.")
@@ -28,9 +29,19 @@ EveryOption = Annotated[int, typer.Option(help="Steps between two checkpoints.")
 
 @train_app.command("lite")
 def train_lite(
-    manifest: ManifestOption,
+    manifest: Annotated[Optional[Path], typer.Option(help="manifest.csv; its train split is used.")] = None,  # noqa: UP045
+    examples: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(
+            help="In place of a manifest: CSV file with the columns image, mask, label and, if wanted, value, slice, "
+            "modality, color, code. A few labelled slices of new structures; the shipped names stay as they are."
+        ),
+    ] = None,
     output: Annotated[Path, typer.Option(help="Folder for embeddings, checkpoint and head.")] = Path("runs/lite"),
-    steps: Annotated[int, typer.Option(help="Optimiser steps.")] = 1300,
+    steps: Annotated[
+        Optional[int],  # noqa: UP045
+        typer.Option(help="Optimiser steps; 1300 without this option, with examples 150."),
+    ] = None,
     all_licences: Annotated[
         bool,
         typer.Option("--all-licences", help="Also sources for non-commercial use; the head is then bound to that."),
@@ -44,11 +55,22 @@ def train_lite(
     seed: SeedOption = 0,
     weights_folder: WeightsOption = None,
 ) -> None:
-    """Train the lite head: region-text contrast and dense masks. Goes on where it was stopped."""
+    """Train the lite head, or add your own structures to the shipped one. Goes on where it was stopped."""
+    if (manifest is None) == (examples is None):
+        raise InputError("Give either --manifest, to train the head anew, or --examples, to add structures to it.")
+    if examples is not None:
+        from MedZeroSegLib.training.few_shot import FewShotTraining, train_examples
+
+        settings = FewShotTraining(seed=seed) if steps is None else FewShotTraining(steps=steps, seed=seed)
+        typer.echo(str(train_examples(examples, output, settings, weights_folder, _tell)))
+        return
+    assert manifest is not None
     from MedZeroSegLib.training.lite import train
 
     manifests = (manifest, *(more or ()))
-    file = train(manifests, output, steps, all_licences, start, start_share, seed, weights_folder)
+    file = train(
+        manifests, output, 1300 if steps is None else steps, all_licences, start, start_share, seed, weights_folder
+    )
     typer.echo(str(file))
 
 

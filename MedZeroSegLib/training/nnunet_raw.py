@@ -12,7 +12,8 @@ from pathlib import Path
 import numpy as np
 import SimpleITK as sitk
 
-from MedZeroSegLib.training.pseudo_labels import IGNORED, PseudoLabels, volumes_of
+from MedZeroSegLib.training.pseudo_labels import PseudoLabels, volumes_of
+from MedZeroSegLib.training.variation import IGNORED
 from MedZeroSegLib.volume import Volume
 from MedZeroSegLib.writers import replacing
 
@@ -36,7 +37,8 @@ def write_nnunet_raw(labels: PseudoLabels, folder: Path, tell: Callable[[str], N
             continue
         image = np.ascontiguousarray(volume.voxels)
         _write(place / "imagesTr" / f"{case.name}_0000.nii.gz", image, volume)
-        _write(place / "labelsTr" / f"{case.name}.nii.gz", np.where(marks == IGNORED, ignore, marks), volume)
+        marks[marks == IGNORED] = ignore
+        _write(place / "labelsTr" / f"{case.name}.nii.gz", marks, volume)
         written, modality = written + 1, volume.modality
     if written < len(labels.cases):
         tell(f"{len(labels.cases) - written} cases lack a mask of some structure and stay out of {DATASET}.")
@@ -54,8 +56,7 @@ def write_nnunet_raw(labels: PseudoLabels, folder: Path, tell: Callable[[str], N
 
 def _write(path: Path, voxels: np.ndarray, volume: Volume) -> None:
     """A NIfTI file on the volume's grid, written atomically."""
-    kind = np.uint8 if voxels.max(initial=0) < IGNORED and voxels.dtype == np.uint8 else voxels.dtype
-    image = sitk.GetImageFromArray(voxels.astype(kind))
+    image = sitk.GetImageFromArray(voxels)
     matrix, spacing = volume.ijk_to_lps, volume.spacing
     image.SetSpacing([float(step) for step in spacing])
     image.SetDirection((matrix[:3, :3] / np.array(spacing)).ravel().tolist())

@@ -25,10 +25,10 @@ from MedZeroSegLib.intensity import body_mask, picture
 from MedZeroSegLib.queries import resolve
 from MedZeroSegLib.slices import SliceFrame, slice_frame
 from MedZeroSegLib.training.stored_cases import StoredCase, StoredCases
+from MedZeroSegLib.training.variation import IGNORED
 from MedZeroSegLib.volume import Volume
 from MedZeroSegLib.volume_io import read_volume
 
-IGNORED = 255  # value of a label map where nothing is learnt
 ENTROPY_MAX = 0.5  # nat; voxels above it are ignored: where p lies between .2 and .8
 TRUST_MIN = 0.5  # masks that are expected to be more wrong than right teach nothing
 CASES_MIN = 5  # with a usable mask, or a structure isn't learnt
