@@ -30,7 +30,7 @@ from MedZeroSegSlicer.sample_data import register_sample_data
 from MedZeroSegSlicer.scene_choice import belongs_to, result_of
 from MedZeroSegSlicer.segmentation_run import Settings
 from MedZeroSegSlicer.self_test import MedZeroSegTest
-from MedZeroSegSlicer.volumes import VolumeState
+from MedZeroSegSlicer.volumes import VolumeState, load_ahead
 from MedZeroSegSlicer.work_list_panel import WorkListPanel
 from slicer.i18n import tr as _
 from slicer.i18n import translate
@@ -145,6 +145,7 @@ class MedZeroSegWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
 
     def enter(self) -> None:
         """The user comes to the module."""
+        load_ahead()
         if self.parameters is None:
             self.useParameters(self.logic.getParameterNode())
         self.examine()

@@ -61,7 +61,7 @@ def hand_over(
 
 
 def segment_fields(request: SegmentRequest, segment: Segment, segmentation: Segmentation) -> dict[str, Any]:
-    """Fields of the event "segment", but for ``mask``: path of the .npy with uint8 [k, j, i] of the box, or null.
+    """Fields of the event "segment", but for ``mask``: path of the .npy with bool [k, j, i] of the box, or null.
 
     ``index`` is the place among the request's names; ``box`` is i0, i1, j0, j1, k0, k1, inclusive, or null when the
     structure was not found; ``code``, ``category`` and ``modifier`` are {"scheme", "value", "meaning"} or null;
@@ -106,5 +106,5 @@ def write_mask(file: Path, mask: np.ndarray, remedy: str) -> Path:
     if not file.parent.is_dir():
         raise InstallationError(f"The folder for the results has gone; {remedy}.")
     with replacing(file) as stream:
-        np.save(stream, mask.astype(np.uint8), allow_pickle=False)
+        np.save(stream, np.ascontiguousarray(mask, dtype=bool), allow_pickle=False)
     return file

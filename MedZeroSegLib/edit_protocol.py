@@ -34,7 +34,7 @@ From the engine, before "finished":
 - "editing", the answer of "edit-start": ``session``, ``revision``, ``through``, ``slices``, ``name``, ``trained``
   (whether text helps), ``sentences``
 - "edited": ``session``, ``revision`` (after the change), ``stage`` ("slice" after the actions, "volume" after the
-  spread), ``box`` (inclusive; null where nothing changed), ``mask`` (path of the .npy, uint8 [k, j, i]: the segment
+  spread), ``box`` (inclusive; null where nothing changed), ``mask`` (path of the .npy, bool [k, j, i]: the segment
   in the whole box, afterwards; or null), ``slices`` (slices that changed, counted along ``through``), ``sentences``,
   ``seconds``
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -28,13 +28,13 @@ def mark_outside(reading: Reading, path: str | Path) -> Reading:
     return _fill_outside(_mark_padding(_mark_not_finite(reading)), path)
 
 
-def padding_value(voxels: np.ndarray, dimension: int) -> int | None:
+def padding_value(voxels: np.ndarray, dimension: int, ends: tuple[Any, Any] | None = None) -> int | None:
     """The end of a 16-bit type, where voxels of a volume have it and no other value lies near; in pictures it's white.
 
-    Voxels that hold nothing else have no padding.
+    Voxels that hold nothing else have no padding. ``ends`` are the smallest and the largest value, if known.
     """
     end = {np.dtype(np.int16): -32768, np.dtype(np.uint16): 65535}.get(voxels.dtype)
-    if end is None or dimension == 2 or end not in (voxels.min(), voxels.max()):
+    if end is None or dimension == 2 or end not in (ends or (voxels.min(), voxels.max())):
         return None
     image = voxels != end
     nearest = voxels.min(where=image, initial=32767) if end < 0 else voxels.max(where=image, initial=0)

@@ -25,6 +25,7 @@ GRACE_S = (
 EXIT_S = 0.5  # for the process to leave by itself
 DRAIN_S = 1.0  # for what a dead process has written to be read
 POLL_S = 0.02  # that one poll may take; the window has to stay alive
+NICENESS = 10  # of the process; the window comes first
 LOG_TAIL = 20  # lines that may tell why the process didn't start
 
 # Why a process was ended, and the way out, by signal; Windows has exit codes instead.
@@ -307,6 +308,9 @@ class _Process:
         self._child = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment, **options
         )
+        if sys.platform != "win32":
+            with suppress(OSError):  # it may have died already
+                os.setpriority(os.PRIO_PGRP, self._child.pid, NICENESS)
         self._lines: queue.SimpleQueue[_Line] = queue.SimpleQueue()
         self._tail: deque[bytes] = deque(maxlen=LOG_TAIL)
         self.has_answered = False

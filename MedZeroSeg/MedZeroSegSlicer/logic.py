@@ -58,6 +58,10 @@ class MedZeroSegLogic(ScriptedLoadableModuleLogic):
         self._timer = qt.QTimer()
         self._timer.setInterval(POLL_MS)
         self._timer.connect("timeout()", self.poll)
+        self._soon = qt.QTimer()  # the panel shows a result when the window has breathed after its writing
+        self._soon.setSingleShot(True)
+        self._soon.setInterval(0)
+        self._soon.connect("timeout()", lambda: self.onChanged())
 
     def getParameterNode(self) -> MedZeroSegParameterNode:
         """The scene's parameters of this module."""
@@ -140,6 +144,7 @@ class MedZeroSegLogic(ScriptedLoadableModuleLogic):
     def close(self) -> None:
         """End for good."""
         self._timer.stop()
+        self._soon.stop()
         self.run.close()
 
     def watch(self) -> None:
@@ -155,7 +160,9 @@ class MedZeroSegLogic(ScriptedLoadableModuleLogic):
             self._timer.stop()
         if before.phase is Phase.FETCHING and not self.run.state.under_way:
             self.examine(self._models)
-        if self.run.state is not before:
+        if self.run.state.under_way and len(self.run.state.outcomes) > len(before.outcomes):
+            self._soon.start()
+        elif self.run.state is not before:
             self.onChanged()
 
     @property

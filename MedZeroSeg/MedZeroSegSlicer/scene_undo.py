@@ -45,11 +45,17 @@ class SceneUndo:
     @contextmanager
     def change(self) -> Iterator[None]:
         """Surrounds writes of the module; the first one of a step saves the state before it."""
-        if not self._step_is_saved:
-            self._logic.SaveStateForUndo()
-            self._step_is_saved = True
+        self.save_step()
         with self._own():
             yield
+
+    def save_step(self) -> bool:
+        """Save the state before a step now, not with its first change; False when that was done before."""
+        if self._step_is_saved:
+            return False
+        self._logic.SaveStateForUndo()
+        self._step_is_saved = True
+        return True
 
     @property
     def can_undo(self) -> bool:

@@ -91,17 +91,13 @@ def _place_beside(segmentation_node: Any, volume_node: Any) -> None:
 
 def write_segment(
     segmentation_node: Any, volume_node: Any, segment_id: str, mask: np.ndarray | None, box: Extent
-) -> int:
+) -> None:
     """Replace the voxels of one segment; no other segment changes, and surfaces of the others stay.
 
     Parameters
     ----------
     mask : array [k, j, i], nonzero inside; only the voxels of ``box``. None clears the segment.
     box : first and last index along i, j, k on the volume's grid, inclusive.
-
-    Returns
-    -------
-    Number of voxels written.
 
     Raises
     ------
@@ -114,14 +110,13 @@ def write_segment(
     inside = None if mask is None else _as_bool(mask)
     if inside is None or not inside.any():
         logic.ClearSegment(segmentation_node, segment_id)
-        return 0
+        return
     image = _box_image(segmentation_node, volume_node, inside, box)
     segmentation = segmentation_node.GetSegmentation()
     # In a layer that segments share, Slicer would write all of the layer anew: slow, and on another grid not the same.
     segmentation.SeparateSegmentLabelmap(segment_id)
     if not logic.SetBinaryLabelmapToSegment(image, segmentation_node, segment_id, logic.MODE_REPLACE, list(box)):
         raise RuntimeError(f"Slicer refused the labelmap of segment {segment_id}")
-    return int(np.count_nonzero(inside))
 
 
 def read_segment(segmentation_node: Any, volume_node: Any, segment_id: str) -> tuple[np.ndarray, Extent] | None:
@@ -129,13 +124,27 @@ def read_segment(segmentation_node: Any, volume_node: Any, segment_id: str) -> t
 
     None when the segment lies on another grid, so that it could only be resampled.
     """
+    held = _labels_on_grid(segmentation_node, volume_node, segment_id)
+    if held is None:
+        return None
+    labels, whole, label = held
+    mask = labels == label
+    extent = mask_extent(mask)
+    if extent == EMPTY_EXTENT:
+        return np.zeros((0, 0, 0), bool), EMPTY_EXTENT
+    return crop(mask, extent), _moved(extent, np.array(whole[::2]))
+
+
+def _labels_on_grid(segmentation_node: Any, volume_node: Any, segment_id: str) -> tuple[np.ndarray, Extent, int] | None:
+    """What the labelmap of a segment holds, not copied [k, j, i], where that is on the volume's grid, and the segment's
+    value in it; None when it lies on another grid."""
     import slicer.util
     import vtk
     from vtk.util.numpy_support import vtk_to_numpy
 
     labelmap = segmentation_node.GetBinaryLabelmapInternalRepresentation(segment_id)
     if labelmap is None or labelmap.GetPointData().GetScalars() is None or labelmap.GetNumberOfPoints() == 0:
-        return np.zeros((0, 0, 0), bool), EMPTY_EXTENT
+        return np.zeros((0, 0, 0), np.uint8), EMPTY_EXTENT, 1
     matrix = vtk.vtkMatrix4x4()
     labelmap.GetImageToWorldMatrix(matrix)
     grid = _ijk_to_segmentation(segmentation_node, volume_node)
@@ -144,12 +153,8 @@ def read_segment(segmentation_node: Any, volume_node: Any, segment_id: str) -> t
     if np.abs(between - np.eye(4) - np.pad(shift[:, None], ((0, 1), (3, 0)))).max() > GRID_TOLERANCE:
         return None
     label = segmentation_node.GetSegmentation().GetSegment(segment_id).GetLabelValue()
-    shape = labelmap.GetDimensions()[::-1]
-    mask = vtk_to_numpy(labelmap.GetPointData().GetScalars()).reshape(shape) == label
-    extent = mask_extent(mask)
-    if extent == EMPTY_EXTENT:
-        return np.zeros((0, 0, 0), bool), EMPTY_EXTENT
-    return crop(mask, extent), _moved(extent, shift + labelmap.GetExtent()[::2])
+    labels = vtk_to_numpy(labelmap.GetPointData().GetScalars()).reshape(labelmap.GetDimensions()[::-1])
+    return labels, _moved(labelmap.GetExtent(), shift), label
 
 
 def read_on_grid(segmentation_node: Any, volume_node: Any, segment_id: str) -> tuple[np.ndarray, Extent, bool]:
@@ -179,7 +184,7 @@ def _box_image(segmentation_node: Any, volume_node: Any, inside: np.ndarray, box
     image = slicer.vtkOrientedImageData()
     image.SetExtent(list(box))
     flat = np.ascontiguousarray(inside).view(np.uint8).ravel()  # bool; its bytes are 0 and 1
-    image.GetPointData().SetScalars(numpy_to_vtk(flat, deep=True, array_type=vtk.VTK_UNSIGNED_CHAR))
+    image.GetPointData().SetScalars(numpy_to_vtk(flat, array_type=vtk.VTK_UNSIGNED_CHAR))  # not a copy
     image.SetImageToWorldMatrix(slicer.util.vtkMatrixFromArray(_ijk_to_segmentation(segmentation_node, volume_node)))
     return image
 
@@ -242,7 +247,7 @@ def add_result(
     are_there = volume_node.GetScene() is not None and segmentation_node.GetScene() is not None
     if not event["found"] or not are_there:
         return None
-    inside = _as_bool(np.load(event["mask"], allow_pickle=False))
+    inside = _as_bool(np.load(event["mask"], mmap_mode="r", allow_pickle=False))
     box: Extent = tuple(event["box"])
     record = dict(event["provenance"])
     name = record.setdefault("name", event["name"])
@@ -252,7 +257,7 @@ def add_result(
     earlier = _replaceable(segmentation_node, volume_node, record)
     if stay_out:
         record["stays_out_of_other_segments"] = True
-        inside &= ~_taken(segmentation_node, volume_node, box, inside.shape, apart_from=earlier)
+        inside = inside & ~_taken(segmentation_node, volume_node, box, inside.shape, apart_from=earlier)
     if stay_out or "mask_sha256" not in record:  # else the engine's, of this very mask in its smallest box
         tight = mask_extent(inside)
         if tight == EMPTY_EXTENT:
@@ -321,10 +326,21 @@ def _replaceable(segmentation_node: Any, volume_node: Any, record: Mapping[str, 
         image, there = made.get("volume_fingerprint"), made.get("region") == record.get("region")
         if not same or not there or not image or image != record.get("volume_fingerprint") or not _is_fresh(segment):
             continue
-        voxels = read_segment(segmentation_node, volume_node, segment_id)
-        if voxels is not None and mask_sha256(*voxels) == made.get("mask_sha256"):
+        if _holds(segmentation_node, volume_node, segment_id, made.get("mask_sha256")):
             return segment_id
     return None
+
+
+def _holds(segmentation_node: Any, volume_node: Any, segment_id: str, fingerprint: str | None) -> bool:
+    """Whether a segment's voxels are those of a `mask_sha256`. As a result is written, its labelmap is the smallest
+    box, and one look at it is enough; from a file it may be larger."""
+    held = _labels_on_grid(segmentation_node, volume_node, segment_id)
+    if held is None or fingerprint is None:
+        return False
+    if mask_sha256(*held) == fingerprint:
+        return True
+    voxels = read_segment(segmentation_node, volume_node, segment_id)
+    return voxels is not None and mask_sha256(*voxels) == fingerprint
 
 
 def provenance_of(segment: Any) -> dict[str, Any]:

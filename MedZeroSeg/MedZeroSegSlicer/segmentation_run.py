@@ -92,6 +92,7 @@ class SegmentationRun:
         self._writer: _Writer | None = None
         self._masks: Path | None = None
         self._id: int | None = None
+        self._arrived: Mapping[str, Any] | None = None  # a result that is written with the next poll
         self._started = 0.0
         self._stay_out = False
         self._undo: SceneUndo | FrameResults | None = None
@@ -169,7 +170,7 @@ class SegmentationRun:
             if self._id is not None:
                 self.engine.cancel()
             self.state = replace(self.state, phase=Phase.CANCELLED)
-        self._id = self._message = self._volume = self._frames = None
+        self._id = self._message = self._arrived = self._volume = self._frames = None
         self._choose(None)
 
     def poll(self) -> bool:
@@ -178,6 +179,10 @@ class SegmentationRun:
             self._submit()
         if self.state.under_way and self._request and not self._volume_is_there():
             self.abandon()
+        if self._arrived is not None:
+            event, self._arrived = self._arrived, None
+            self._on_event(event)
+            return True
         waits = self.engine.poll()
         return waits or self.state.under_way or self._writer is not None
 
@@ -236,7 +241,7 @@ class SegmentationRun:
         if self.state.under_way:
             raise RuntimeError("a run is under way")
         self.state = RunState(phase=phase, **values)
-        self._id = self._message = None
+        self._id = self._message = self._arrived = None
         self._request = {}
         self._started = time.monotonic()
 
@@ -262,8 +267,14 @@ class SegmentationRun:
         if event.get("id") != self._id or not self.state.under_way:
             self.on_other(event)
             return
-        if event["event"] == "segment" and event["found"] and not self._write(event):
-            return
+        if event["event"] == "segment" and event["found"]:
+            if not self._can_write():
+                return
+            if self._prepare():
+                self._arrived = event  # the window lives between the two
+                return
+            if not self._write(event):
+                return
         frame = self.state.frame
         self.state = advanced(self.state, event, time.monotonic() - self._started)
         if self.state.frame != frame:
@@ -271,14 +282,28 @@ class SegmentationRun:
         if not self.state.under_way and self._masks is not None:
             shutil.rmtree(self._masks, ignore_errors=True)
 
-    def _write(self, event: Mapping[str, Any]) -> bool:
-        """Put a result into the scene; False where that was not possible, and the run has ended for it."""
+    def _can_write(self) -> bool:
+        """Whether the image is still what is segmented; else the run has ended for it."""
         if not self._volume_is_there():
             self.abandon()
             return False
         if volume_stamp(self._grid) != self._stamp:
             self._give_up("input", self._changed_sentence())
             return False
+        return True
+
+    def _prepare(self) -> bool:
+        """Do what the first result needs before it is written; False when it was done before."""
+        if self._frames is not None:
+            return False
+        if self.segmentation is None or self.segmentation.GetScene() is None:
+            self._choose(create_segmentation(self._volume))
+            self.on_segmentation(self.segmentation)
+        assert isinstance(self._undo, SceneUndo)
+        return self._undo.save_step()
+
+    def _write(self, event: Mapping[str, Any]) -> bool:
+        """Put a result into the scene; False where that was not possible, and the run has ended for it."""
         try:
             self._put(event)
         except MedZeroSegError as error:
@@ -297,9 +322,6 @@ class SegmentationRun:
                 self._choose(self._frames.segmentation)
                 self.on_segmentation(self.segmentation)
             return
-        if self.segmentation is None or self.segmentation.GetScene() is None:
-            self._choose(create_segmentation(self._volume))
-            self.on_segmentation(self.segmentation)
         assert isinstance(self._undo, SceneUndo)
         with self._undo.change():
             add_result(self.segmentation, self._volume, event, self._stay_out)

@@ -4,9 +4,11 @@ The engine gets the array [k, j, i] and the IJK → LPS matrix of the volume its
 from __future__ import annotations
 
 import os
+import threading
 from collections import OrderedDict
 from contextlib import suppress
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +82,13 @@ class VolumeExport:
         for other in others[: max(0, len(others) + 1 - EXPORTS_KEPT)]:
             with suppress(OSError):  # Windows deletes no file that is still mapped
                 other.unlink()
+
+
+def load_ahead() -> threading.Thread:
+    """Load what the first volume will need in a thread: a quarter of a second for which the window needn't wait."""
+    thread = threading.Thread(target=import_module, args=("scipy.ndimage",), daemon=True)
+    thread.start()
+    return thread
 
 
 def describe_volume(volume_node: Any, given: str | None = None) -> VolumeState:
@@ -408,8 +417,9 @@ def _finite_range(voxels: np.ndarray) -> tuple[float, float]:
 
 
 def _range_without_padding(voxels: np.ndarray) -> tuple[float, float]:
-    padding = padding_value(voxels, 2 if len(voxels) == 1 else 3)
+    smallest, largest = voxels.min(), voxels.max()
+    padding = padding_value(voxels, 2 if len(voxels) == 1 else 3, (smallest, largest))
     if padding is None:
-        return float(voxels.min()), float(voxels.max())
+        return float(smallest), float(largest)
     image = voxels != padding
     return float(voxels.min(where=image, initial=voxels.max())), float(voxels.max(where=image, initial=voxels.min()))

@@ -1,10 +1,11 @@
 """Whether the window stays alive: the longest gap between two beats of a timer while a run goes on in the panel, and
 the time from the press of Segment to the first progress, on a 512 x 512 x 300 volume with the stand-in engine.
 
-Run     .venv/bin/python Testing/benchmarks/panel.py [--output FILE.json]
-Prints  milliseconds of both, for a first run (the engine's process starts, voxels are written) and a second one (the
-        process is there, the voxels are known). Exit status 1 when a gap was over 50 ms, or the second run's first
-        progress came after 300 ms. On two busy cores: gaps of 44 and 39 ms, first progress after 100 ms.
+Run     .venv/bin/python Testing/benchmarks/panel.py [--runs N] [--output FILE.json]
+Prints  milliseconds over ten runs, by the clock and as far as the window's thread computed: on a machine that does
+        other things it also waits for a core. In the first the engine's process starts and voxels are written; in the
+        first and the sixth segments are new, in the others they are replaced. Exit status 1 when a gap was over 50 ms,
+        or the first progress came after 300 ms though the process was there.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import statistics
 import sys
 import tempfile
 import time
@@ -35,17 +37,19 @@ GAP_MOST_MS, FIRST_MOST_MS = 50.0, 300.0
 
 
 class Heart:
-    """A timer that notes when it beats."""
+    """A timer that notes when it beats, and how long the window's thread has computed by then."""
 
     def __init__(self) -> None:
-        self.beats: list[float] = []
+        self.beats: list[tuple[float, float]] = []
         self._timer = QtCore.QTimer()
         self._timer.setTimerType(QtCore.Qt.TimerType.PreciseTimer)
-        self._timer.timeout.connect(lambda: self.beats.append(time.perf_counter()))
+        self._timer.timeout.connect(lambda: self.beats.append((time.perf_counter(), time.thread_time())))
         self._timer.start(BEAT_MS)
 
-    def longest_gap_ms(self) -> float:
-        return float(np.diff(self.beats).max() * 1000)
+    def longest_gaps_ms(self) -> tuple[float, float]:
+        """By the clock, and by what was computed in it."""
+        gaps = np.diff(self.beats, axis=0).max(axis=0) * 1000
+        return float(gaps[0]), float(gaps[1])
 
 
 def volume() -> Any:
@@ -71,8 +75,10 @@ def run(widget: Any, qapp: Any) -> dict[str, float]:
         if not first and widget.logic.run.state is not begun:
             first = time.perf_counter()
     assert len(widget.logic.run.state.found) == len(BODIES), widget.ui.statusLabel.text
+    gap, computed = heart.longest_gaps_ms()
     return {
-        "longest gap": round(heart.longest_gap_ms(), 1),
+        "longest gap": round(gap, 1),
+        "longest computing": round(computed, 1),
         "press handled": round((pressed - started) * 1000, 1),
         "first progress": round((first - started) * 1000, 1),
         "whole run": round((time.perf_counter() - started) * 1000),
@@ -82,6 +88,7 @@ def run(widget: Any, qapp: Any) -> dict[str, float]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path)
+    parser.add_argument("--runs", type=int, default=10, help="the first starts the engine's process")
     arguments = parser.parse_args()
     environment = new_scene(tempfile.mkdtemp())
     qapp = application.install(environment, ROOT / "MedZeroSeg" / "MedZeroSeg.py")
@@ -100,13 +107,23 @@ def main() -> int:
     parent.show()
     assert widget.parameters.inputVolume is node
     widget.ui.promptsEdit.setPlainText("; ".join(BODIES))
-    figures = {"first run": run(widget, qapp), "second run": run(widget, qapp)}
+    runs = []
+    for number in range(arguments.runs):
+        if number == arguments.runs // 2:  # from here on segments are replaced
+            widget.parameters.segmentation = None
+        runs.append(run(widget, qapp))
     widget.cleanup()
-    print(json.dumps(figures, indent=1))
+    figures = {name: spread([figures[name] for figures in runs]) for name in runs[0]}
+    print(json.dumps({"milliseconds": figures, "runs": runs}, indent=1))
     if arguments.output:
         arguments.output.write_text(json.dumps(figures, indent=1), encoding="utf-8")
-    gap = max(figure["longest gap"] for figure in figures.values())
-    return int(gap > GAP_MOST_MS or figures["second run"]["first progress"] > FIRST_MOST_MS)
+    late = any(figures["first progress"] > FIRST_MOST_MS for figures in runs[1:])
+    return int(figures["longest gap"]["most"] > GAP_MOST_MS or late)
+
+
+def spread(values: list[float]) -> dict[str, float]:
+    """Least, middle and most of several values."""
+    return {"least": min(values), "median": round(statistics.median(values), 1), "most": max(values)}
 
 
 if __name__ == "__main__":

@@ -119,7 +119,7 @@ def test_a_click_is_answered_with_the_changed_box_and_its_mask(corrections, sess
     edited = corrections.of(number, "edited", stage="slice")
     i0, i1, j0, j1, k0, k1 = edited["box"]
     mask = np.load(edited["mask"])
-    assert mask.dtype == np.uint8 and mask.shape == (k1 - k0 + 1, j1 - j0 + 1, i1 - i0 + 1) and k0 == k1 == 3
+    assert mask.dtype == bool and mask.shape == (k1 - k0 + 1, j1 - j0 + 1, i1 - i0 + 1) and k0 == k1 == 3
     assert edited["slices"] == [3] and mask[0, 26 - j0, 52 - i0]
     assert corrections.end_of(number)["event"] == "finished"
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
+
 import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
-from MedZeroSegLib.extent import EMPTY_EXTENT, crop, mask_extent, mask_sha256
+from MedZeroSegLib.extent import EMPTY_EXTENT, PORTION, crop, mask_extent, mask_sha256
 
 MASKS = arrays(bool, array_shapes(min_dims=3, max_dims=3, max_side=7))
 
@@ -45,3 +47,12 @@ def test_fingerprint_tells_where_a_mask_lies_and_not_how_much_room_is_around(mas
 def test_type_of_the_voxels_does_not_matter():
     mask = np.eye(4, dtype=bool)[None]
     assert mask_sha256(mask.astype(np.uint8) * 255, (0, 3, 0, 3, 0, 0)) == fingerprint(mask)
+
+
+@given(arrays(np.uint8, (3, 40, 1100), elements=st.integers(0, 3)))
+def test_fingerprint_of_a_label_is_that_of_its_mask(labels):
+    """Also where a mask is looked at in several portions."""
+    whole = (0, 1099, 0, 39, 0, 2)
+    assert labels.size > PORTION and mask_sha256(labels, whole, 2) == mask_sha256(labels == 2, whole)
+    expected = hashlib.sha256(",".join(map(str, whole)).encode() + np.packbits(labels == 2).tobytes()).hexdigest()
+    assert mask_sha256(labels, whole, 2) == expected

@@ -507,7 +507,7 @@ class RealEngine(Engine):
                 if event["found"]:
                     i0, i1, j0, j1, k0, k1 = event["box"]
                     inside = np.load(event["mask"])
-                    assert inside.dtype == np.uint8 and mask_extent(inside) == (0, i1 - i0, 0, j1 - j0, 0, k1 - k0)
+                    assert inside.dtype == bool and mask_extent(inside) == (0, i1 - i0, 0, j1 - j0, 0, k1 - k0)
                     masks[event["typed"]][k0 : k1 + 1, j0 : j1 + 1, i0 : i1 + 1] = inside
         return masks
 

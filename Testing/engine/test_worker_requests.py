@@ -94,7 +94,7 @@ def test_a_segment_event_tells_all_that_the_scene_needs(models, message):
     mask = np.zeros(SHAPE, bool).T
     crop(mask, tuple(kidney["box"]))[:] = np.load(kidney["mask"])
     assert np.array_equal(mask, expected[0].mask) and mask_extent(mask) == tuple(kidney["box"])
-    assert np.load(kidney["mask"]).dtype == np.uint8 and Path(kidney["mask"]).parent == Path(message["folder"])
+    assert np.load(kidney["mask"]).dtype == bool and Path(kidney["mask"]).parent == Path(message["folder"])
     assert kidney["code"]["scheme"] == "SCT" and kidney["modifier"]["meaning"] == "Left" and kidney["category"]
     assert kidney["volume_ml"] == pytest.approx(mask.sum() * np.prod(SPACING) / 1000)
     assert kidney["slices"] == expected[0].slices and kidney["color"] == list(expected[0].color)

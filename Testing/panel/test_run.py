@@ -33,7 +33,8 @@ def test_results_appear_one_by_one(volume, panel):
     panel.spin(lambda: panel.segments == ["liver"])
     assert panel.phase == "running"
     panel.assert_whole("liver")
-    assert "liver" in panel.ui.measurementsLabel.text and "spleen" not in panel.ui.measurementsLabel.text
+    panel.spin(lambda: "liver" in panel.ui.measurementsLabel.text)
+    assert panel.phase == "running" and "spleen" not in panel.ui.measurementsLabel.text
     panel.finish()
     panel.assert_whole("liver", "spleen")
 

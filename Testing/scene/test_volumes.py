@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
+import subprocess
+import sys
 import types
 from pathlib import Path
 
@@ -16,6 +19,8 @@ from MedZeroSegLib.errors import InputError
 from MedZeroSegLib.field_of_view import FieldOfView
 from MedZeroSegLib.vocabulary import vocabulary
 from MedZeroSegLib.volume_io import read_volume
+
+ROOT = Path(__file__).parents[2]
 
 
 def volume_of(voxels: np.ndarray, ijk_to_ras: np.ndarray | None = None, kind: str = "vtkMRMLScalarVolumeNode"):
@@ -354,3 +359,12 @@ def test_writing_needs_no_scene(scene, tmp_path):
     del volume
     export.write()
     assert np.array_equal(np.load(export.message["voxels"]), expected)
+
+
+def test_what_a_first_volume_needs_is_loaded_beside_the_window():
+    script = (
+        "import sys; from MedZeroSegSlicer.volumes import load_ahead; assert 'scipy' not in sys.modules;"
+        "load_ahead().join(); assert 'scipy.ndimage' in sys.modules"
+    )
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join((str(ROOT), str(ROOT / "MedZeroSeg")))}
+    subprocess.run([sys.executable, "-c", script], env=environment, check=True)
