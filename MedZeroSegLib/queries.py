@@ -60,6 +60,18 @@ PLURALS: Mapping[str, str] = {
     "ulnae": "ulna", "uteri": "uterus", "venae": "vena", "vertebrae": "vertebra", "vertebras": "vertebra",
 }  # fmt: skip
 SINGULAR_ENDINGS = ("ss", "us", "is", "as", "eps", "os")  # of words that aren't plurals: pancreas, thymus, biceps
+# What a sentence says of the picture rather than of the structure in it, and the small words between.
+PICTURE_WORDS = re.compile(
+    r"""abdominal|anatomical|angiography|axial|border|cardiac|chest|clear|clearly|contrast|coronal|cta?|echo|enhanced
+    |example|find|frame|highlight|image|imaging|kind|label|locate|magnetic|mark|mask|medical|mra?|mri|organ|outline
+    |pelvic|photo|picture|radiograph|region|resonance|sagittal|scan|section|see|seen|segment|segmentation|segmented
+    |shape|show|shown|showing|slice|structure|t1|t2|texture|thoracic|tomography|ultrasound|view|visible|volume|weighted
+    |xray""",
+    re.VERBOSE,
+)
+SMALL_WORDS = frozenset(
+    {"be", "can", "it", "me", "on", "own", "please", "that", "this", "to", "where", "which", "with"}
+)
 LEVEL_WORDS = frozenset({"vertebra", "vertebral", "disc", "spine", "body"})
 
 Key = tuple[str, ...]
@@ -206,12 +218,28 @@ def _resolve_one(typed: str) -> Query:
     if not rest:
         missing = "names a side and no structure" if words else "has no letters"
         return _unknown(typed, (), f"{_quoted(typed)} {missing}; type the structure, for example: left kidney.")
+    if told := _told_in_a_sentence(typed, words):
+        return told
     parts = split_names(typed)
     listed = [_resolve_one(part) for part in parts] if len(parts) > 1 else []
     if listed and all(query.structure for query in listed):
         names = tuple(query.name for query in listed)
         return _unknown(typed, names, f"{_quoted(typed)} is taken as one name; give each structure as one of its own.")
     return _unknown(typed, _likely_meant(words, typed))
+
+
+def _told_in_a_sentence(typed: str, words: Key) -> Query | None:
+    """The one known name of a text whose other words only speak of the picture ("CT scan of the liver"), else None."""
+    words = tuple(" ".join(words).replace("x ray", "xray").split())
+    said = [word for word in words if not PICTURE_WORDS.fullmatch(word)]
+    named = [word for word in said if word not in SMALL_WORDS]
+    if not named or len(said) == len(words):
+        return None
+    meant = _resolve_one(" ".join(named))
+    if meant.structure is None:
+        return None
+    warning = f"{_quoted(typed)} was understood as {meant.name}; type the name alone if something else is meant."
+    return replace(meant, typed=typed, warnings=(warning, *meant.warnings))
 
 
 def _known(typed: str, entry: _Entry, sides: frozenset[Side] = frozenset()) -> Query:

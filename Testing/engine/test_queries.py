@@ -4,9 +4,11 @@ script passes unharmed. Includes every label of the real data."""
 from __future__ import annotations
 
 import csv
+import json
 import subprocess
 import sys
 import unicodedata
+from importlib.resources import files
 from pathlib import Path
 
 import pytest
@@ -353,3 +355,37 @@ def test_splitting_loses_no_letter_and_is_stable(text: str) -> None:
     letters = [character for character in text if character.isalnum()]
     assert [character for character in "".join(names) if character.isalnum()] == letters
     assert all(name == name.strip() and name for name in names)
+
+
+@pytest.mark.parametrize(
+    ("typed", "name"),
+    [
+        ("CT scan of the liver", "liver"),
+        ("show me the left kidney, please", "left kidney"),
+        ("A medical image of the kind cardiac MRI in which the left ventricle can be seen.", "left ventricle"),
+        ("x-ray of the left lung", "left lung"),
+        ("liver on CT", "liver"),
+        ("abdominal CT of the portal vein and splenic vein", "portal vein and splenic vein"),
+    ],
+)
+def test_a_sentence_that_only_speaks_of_the_picture_means_its_one_name(typed: str, name: str) -> None:
+    (query,) = resolve([typed])
+    assert (query.name, query.status, query.typed) == (name, "known", typed)
+    assert "was understood as" in query.warnings[0] and name in query.warnings[0]
+
+
+@pytest.mark.parametrize(
+    "typed",
+    ["dark irregular mass in the breast", "image of liver and spleen", "chest x-ray", "tube behind the stomach"],
+)
+def test_a_sentence_that_says_more_than_a_name_stays_as_it_was_typed(typed: str) -> None:
+    (query,) = resolve([typed])
+    assert (query.name, query.status) == (typed, "unknown")
+
+
+@pytest.mark.parametrize("prompts", ["P1", "P2"])
+@pytest.mark.parametrize("data", ["acdc", "synapse", "covidqu"])
+def test_the_shipped_sentences_with_a_name_are_understood(data: str, prompts: str) -> None:
+    file = Path(str(files("MedZeroSegLib"))) / "evaluation" / "prompts" / f"{data}-{prompts}.json"
+    for name, texts in json.loads(file.read_text(encoding="utf-8"))["structures"].items():
+        assert {query.name for query in resolve(texts)} == {resolve([name])[0].name}
