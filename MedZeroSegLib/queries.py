@@ -70,7 +70,7 @@ PICTURE_WORDS = re.compile(
     re.VERBOSE,
 )
 SMALL_WORDS = frozenset(
-    {"be", "can", "it", "me", "on", "own", "please", "that", "this", "to", "where", "which", "with"}
+    {"be", "can", "it", "its", "me", "on", "own", "please", "that", "this", "to", "where", "which", "with"}
 )
 LEVEL_WORDS = frozenset({"vertebra", "vertebral", "disc", "spine", "body"})
 
