@@ -54,34 +54,57 @@ def restore_mask(
     Slices between two key slices get the outline between theirs; beyond the first and last key slice there is nothing,
     and a key slice in which the structure isn't present holds nothing.
     """
-    mask = np.zeros((keys.count, canvas.height, canvas.width), bool)
-    for index in range(keys.count):
-        between = keys.neighbours(index)
-        if between is None:
-            continue
-        before, after, weight = between
-        if not (present[before] or present[after]):
-            continue
-        if before == after:
-            field = probability[before].astype(np.float32) - threshold
-        else:
-            ends = [(probability[row] >= threshold) & present[row] for row in (before, after)]
-            field = shape_between(ends[0], ends[1], weight)
-        mask[index] = canvas.restore(torch.from_numpy(field)[None, None])[0, 0].numpy() >= 0
+    mask = np.zeros((keys.count, canvas.height, canvas.width), bool)  # pages that nothing is written to take no memory
+    for row in np.flatnonzero(present):
+        field = probability[row].astype(np.float32) - threshold
+        mask[keys.indices[row]] = _restored(field, canvas)
+    for before in np.flatnonzero(present[:-1] | present[1:]):
+        first, last = int(keys.indices[before]), int(keys.indices[before + 1])
+        if last - first > 1:
+            ends = [(probability[row] >= threshold) & present[row] for row in (before, before + 1)]
+            between = Between(ends[0], ends[1])
+            for index in range(first + 1, last):
+                mask[index] = _restored(between.field((index - first) / (last - first)), canvas)
     return mask
 
 
-def shape_between(first: np.ndarray, second: np.ndarray, weight: float) -> np.ndarray:
-    """Shape-based interpolation (Raya and Udupa 1990): signed distances blended, positive inside; float32 [s, s].
+def _restored(field: np.ndarray, canvas: Canvas) -> np.ndarray:
+    """bool [h, w], where a field float32 [size, size] isn't negative."""
+    return canvas.restore(torch.from_numpy(field)[None, None])[0, 0].numpy() >= 0
+
+
+class Between:
+    """Shape-based interpolation (Raya and Udupa 1990) between two masks bool [s, s]: signed distances blended.
 
     Against an empty slice the outline shrinks by the structure's own radius over the gap, so it ends half way.
     """
-    if not (first.any() or second.any()):
-        return np.full(first.shape, -1, np.float32)
-    distances = [signed_distance(mask) if mask.any() else None for mask in (first, second)]
-    radius = max(float(distance.max()) for distance in distances if distance is not None)
-    one, other = (np.full(first.shape, -radius, np.float32) if d is None else d for d in distances)
-    return (1 - weight) * one + weight * other
+
+    def __init__(self, first: np.ndarray, second: np.ndarray) -> None:
+        self._shape, self._place = first.shape, _around(first | second)
+        if self._place is None:
+            return
+        ends = [mask[self._place] for mask in (first, second)]
+        distances = [signed_distance(mask) if mask.any() else None for mask in ends]
+        radius = max(float(distance.max()) for distance in distances if distance is not None)
+        self._one, self._other = (np.full(ends[0].shape, -radius, np.float32) if d is None else d for d in distances)
+
+    def field(self, weight: float) -> np.ndarray:
+        """float32 [s, s], not negative inside; ``weight`` is that of the second mask."""
+        field = np.full(self._shape, -1, np.float32)
+        if self._place is not None:
+            field[self._place] = (1 - weight) * self._one + weight * self._other
+        return field
+
+
+def shape_between(first: np.ndarray, second: np.ndarray, weight: float) -> np.ndarray:
+    """`Between` two masks at one weight, float32 [s, s]."""
+    return Between(first, second).field(weight)
+
+
+def _around(mask: np.ndarray) -> tuple[slice, ...] | None:
+    """The box around the set pixels and two more on each side: whatever is computed at the outline is as in full."""
+    place = _bounding_box(mask)
+    return place and tuple(slice(max(0, side.start - 2), side.stop + 2) for side in place)
 
 
 def signed_distance(mask: np.ndarray) -> np.ndarray:
@@ -107,22 +130,27 @@ def keep_parts(mask: np.ndarray, parts: int) -> np.ndarray:
         order = order[:parts]
     keep = np.zeros(len(sizes), bool)
     keep[[label for label in order if sizes[label] >= smallest]] = True
-    kept = np.zeros_like(mask)
+    kept = np.zeros(mask.shape, bool)
     kept[place] = keep[labels]
     return kept
 
 
 def _bounding_box(mask: np.ndarray) -> tuple[slice, ...] | None:
-    """The smallest box around the set voxels, None where there are none."""
+    """The smallest box around the set voxels, or pixels, None where there are none."""
     if not mask.any():
         return None
-    hits = [np.flatnonzero(mask.any(axis=others)) for others in ((1, 2), (0, 2), (0, 1))]
+    axes = range(mask.ndim)
+    hits = [np.flatnonzero(mask.any(axis=tuple(other for other in axes if other != axis))) for axis in axes]
     return tuple(slice(int(hit[0]), int(hit[-1]) + 1) for hit in hits)
 
 
 def fill_holes(mask: np.ndarray) -> np.ndarray:
     """Small holes closed slice by slice; [n, h, w]."""
-    return np.stack([_fill_section(section) if section.any() else section for section in mask])
+    filled = np.zeros(mask.shape, bool)
+    for index in np.flatnonzero(mask.any(axis=(1, 2))):
+        place = _bounding_box(mask[index])
+        filled[index][place] = _fill_section(mask[index][place])
+    return filled
 
 
 def _fill_section(section: np.ndarray) -> np.ndarray:
@@ -131,6 +159,18 @@ def _fill_section(section: np.ndarray) -> np.ndarray:
     small = sizes <= HOLE_SHARE_MAX * np.count_nonzero(section)
     small[0] = False
     return section | small[labels]
+
+
+def on_grid(mask: np.ndarray, frame: SliceFrame) -> np.ndarray:
+    """A mask on canonical slices → the same on the volume's grid, C-contiguous bool [k, j, i]; only the part that holds
+    something is copied."""
+    turned = frame.inverse(mask)
+    if turned.flags.c_contiguous:
+        return turned
+    whole, place = np.zeros(turned.shape, bool), _bounding_box(turned)
+    if place is not None:
+        whole[place] = turned[place]
+    return whole
 
 
 def sides_visible(frame: SliceFrame, count: int) -> bool:
@@ -178,13 +218,15 @@ def midline_of(body: np.ndarray, position: np.ndarray, whole: np.ndarray) -> Mid
     whole
         The structure on both sides, bool [n, h, w].
     """
-    labels, count = ndimage.label(whole, CONNECTED)
-    centre = _mean(position, body) if body.any() else _mean(position, np.ones_like(whole))
+    place = _bounding_box(whole) or (slice(0), slice(0), slice(0))
+    labels, count = ndimage.label(whole[place], CONNECTED)
+    centre = _mean(position, body if body.any() else ~body)
     if count >= 2:
         sizes = np.bincount(labels.ravel())[1:]
         first, second = np.argsort(-sizes, kind="stable")[:2]
         if sizes[second] >= 0.3 * sizes[first]:
-            one, other = sorted(_mean(position, labels == part + 1) for part in (first, second))
+            here = _part_of(position, place)
+            one, other = sorted(_mean(here, labels == part + 1) for part in (first, second))
             apart = other - one > 0.08 * np.ptp(position)
             if apart and (body.all() or one < centre < other):
                 return Midline((one + other) / 2, True)
@@ -193,18 +235,25 @@ def midline_of(body: np.ndarray, position: np.ndarray, whole: np.ndarray) -> Mid
 
 def take_side(mask: np.ndarray, position: np.ndarray, midline: Midline, side: str) -> np.ndarray:
     """The part of ``mask`` on the patient's ``side``: components whole where they clearly lie there, else cut."""
-    on_left = np.broadcast_to(position > midline.position, mask.shape)
-    wanted = on_left if side == "left" else ~on_left
-    labels, count = ndimage.label(mask, CONNECTED)
-    taken = np.zeros_like(mask)
+    taken, box = np.zeros(mask.shape, bool), _bounding_box(mask)
+    if box is None:
+        return taken
+    here = _part_of(position, box) > midline.position
+    labels, count = ndimage.label(mask[box], CONNECTED)
+    wanted = np.broadcast_to(here if side == "left" else ~here, labels.shape)
     for label, place in enumerate(ndimage.find_objects(labels), start=1):
         part = labels[place] == label
         size, inside = np.count_nonzero(part), np.count_nonzero(part & wanted[place])
         if inside >= SIDE_CLEAR_MIN * size:
-            taken[place] |= part
+            taken[box][place] |= part
         elif size - inside < SIDE_CLEAR_MIN * size:  # asked as for the other side, so that no voxel is on both
-            taken[place] |= part & wanted[place]
+            taken[box][place] |= part & wanted[place]
     return taken
+
+
+def _part_of(position: np.ndarray, place: tuple[slice, ...]) -> np.ndarray:
+    """The positions, whose axes may have length 1, of a box."""
+    return position[tuple(side if n > 1 else slice(None) for side, n in zip(place, position.shape, strict=True))]
 
 
 def _mean(position: np.ndarray, where: np.ndarray) -> float:

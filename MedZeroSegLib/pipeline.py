@@ -19,6 +19,7 @@ from MedZeroSegLib.assembly import (
     keep_parts,
     leftness,
     midline_of,
+    on_grid,
     restore_mask,
     sides_visible,
     take_side,
@@ -314,7 +315,7 @@ def _segment(volume: Volume, query: Query, concept: Concept, whole: Whole, engin
         name=query.name,
         found=found,
         score=whole.score if found or not whole.found else 0.0,  # the other side's evidence isn't this side's
-        mask=np.ascontiguousarray(whole.encoded.frame.inverse(mask)),
+        mask=on_grid(mask, whole.encoded.frame),
         code=query.code,
         category=query.category,
         modifier=query.modifier,
