@@ -49,6 +49,7 @@ KEPT_VOLUMES = 2  # encoded volumes kept for the next question
 DECODING_SHARE = 0.7  # of the time that a structure takes; the rest goes into slices in between and components
 
 OnSegment = Callable[[int, Segment], None]
+Adjust = Callable[[EncodedVolume, Sequence[Concept], list[Saliency]], list[Saliency]]
 _encoded: OrderedDict[tuple[Any, ...], EncodedVolume] = OrderedDict()
 
 
@@ -81,6 +82,7 @@ def segment(
     progress: Progress | None = None,
     on_segment: OnSegment | None = None,
     sensitivity: float = NEUTRAL,
+    adjust: Adjust | None = None,
 ) -> Segmentation:
     """Segment the named structures.
 
@@ -115,6 +117,8 @@ def segment(
         segment gives rise to is in the result only.
     sensitivity
         0..1, how little evidence is enough; see ``sensitivity.threshold_at``.
+    adjust
+        Changes the saliency before masks are drawn from it, see ``prototypes.adjusting``.
 
     Returns
     -------
@@ -131,7 +135,7 @@ def segment(
     tell("loading", 0.0)
     with clock.stage("loading"):
         engine = load_engine(preset, device, weights_folder).at(sensitivity)
-    return segment_with(engine, volume, queries, clock, tell, on_segment)
+    return segment_with(engine, volume, queries, clock, tell, on_segment, adjust)
 
 
 def segment_with(
@@ -141,6 +145,7 @@ def segment_with(
     clock: Clock,
     tell: Progress,
     on_segment: OnSegment | None = None,
+    adjust: Adjust | None = None,
 ) -> Segmentation:
     """The same with loaded models, for names that have been resolved; see ``segment``."""
     plane = slice_frame(volume).plane
@@ -158,6 +163,7 @@ def segment_with(
             encoded = encode(volume, window, engine, _part_of(tell, turn, len(missing)))
         with clock.stage("text and saliency"):
             found = ask(encoded, asked, engine, tell)
+            found = adjust(encoded, asked, found) if adjust else found
         for concept, saliency in zip(asked, found, strict=True):
             with clock.stage("masks"):
                 whole = _whole(encoded, concept, saliency, engine, _part_of(tell, done, len(unique), concept.name))
