@@ -52,6 +52,7 @@ __all__ = [
 ]
 
 REVIEW_HEIGHT_MAX, REVIEW_MARGIN = 152, 8  # pixels; a longer review scrolls
+KEYS_OF_TOOLS = {"1": "include", "2": "exclude", "3": "scribble-in", "4": "scribble-out", "B": "box"}
 
 
 class MedZeroSeg(ScriptedLoadableModule):
@@ -98,7 +99,7 @@ class MedZeroSegWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         self._models = Models.LITE  # those that were examined
         self._confirmed: tuple[str, ...] = ()  # unknown names that the user wants to try
         self._review = Review()  # as shown
-        self._shortcuts: list[Any] = []
+        self._shortcuts: dict[str, Any] = {}  # by their keys, while the user is in the module
 
     def setup(self) -> None:
         """Load the panel and connect it."""
@@ -151,13 +152,14 @@ class MedZeroSegWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         self.examine()
         self.chooseVolume()
         parent = slicer.util.mainWindow() or self.parent
+        tools = {keys: lambda tool=tool: self.correctionPanel.use(tool) for keys, tool in KEYS_OF_TOOLS.items()}
         for keys, slot in (
-            ("N", self.ui.doubtButton.click), ("Shift+A", self.ui.acceptButton.click),
-            ("Ctrl+Return", self.onRun), ("Ctrl+Enter", self.onRun), ("Esc", self.logic.cancel),
+            ("N", self.ui.doubtButton.click), ("Shift+A", self.ui.acceptButton.click), ("Ctrl+Return", self.onRun),
+            ("Ctrl+Enter", self.onRun), ("Esc", self.onEscape), *tools.items(),
         ):  # fmt: skip
             shortcut = qt.QShortcut(qt.QKeySequence(keys), parent)
             shortcut.connect("activated()", slot)
-            self._shortcuts.append(shortcut)
+            self._shortcuts[keys] = shortcut
         self.refresh()
 
     def chooseVolume(self, *_event: Any) -> None:
@@ -168,10 +170,11 @@ class MedZeroSegWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
 
     def exit(self) -> None:
         """The user leaves the module; a run goes on."""
-        for shortcut in self._shortcuts:
+        for shortcut in self._shortcuts.values():
             shortcut.enabled = False
             shortcut.setParent(None)
-        self._shortcuts = []
+        self._shortcuts = {}
+        self.correctionPanel.stop()
 
     def cleanup(self) -> None:
         """Slicer unloads the module."""
@@ -264,8 +267,11 @@ class MedZeroSegWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
                     setattr(getattr(self.ui, name), key, value)
         self.correctionPanel.refresh()
         self.workListPanel.refresh()
-        for shortcut in self._shortcuts[-1:]:  # Esc
-            shortcut.enabled = self.ui.cancelButton.enabled
+        for keys, shortcut in self._shortcuts.items():
+            if keys == "Esc":
+                shortcut.enabled = self.ui.cancelButton.enabled or self.correctionPanel.tool != ""
+            elif keys in KEYS_OF_TOOLS:  # these are others' keys while none of our tools is used
+                shortcut.enabled = self.correctionPanel.tool != ""
 
     def facts(self) -> Facts:
         """What is true now."""
@@ -394,6 +400,13 @@ class MedZeroSegWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
             all_frames=parameters.allFrames and self.facts().frames > 1,
             region=parameters.region,
         )
+
+    def onEscape(self) -> None:
+        """Put the tool away, or else cancel."""
+        if self.correctionPanel.tool:
+            self.correctionPanel.stop()
+        else:
+            self.logic.cancel()
 
     def onSegmentation(self, node: Any) -> None:
         """A run has made the segmentation that its results go into."""

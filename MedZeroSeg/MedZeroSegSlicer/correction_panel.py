@@ -14,10 +14,12 @@ from MedZeroSegLib.errors import InputError
 from .correction import Target
 from .correction_state import TOOLS, CorrectionFacts, correction_reason, correction_state
 from .placing import Placing, jump_to_slice, shown_slice
-from .review_order import doubtful_slices, next_after
+from .review_order import Doubtful, next_after, review_order
 from .segment_io import provenance_of
 from .segmentation_run import Settings
 from .translation import _
+
+ROWS_SHOWN, LIST_MARGIN = 5, 8  # of the list of what is doubtful; it scrolls, and pixels around its lines
 
 
 class CorrectionPanel:
@@ -34,7 +36,8 @@ class CorrectionPanel:
     def __init__(self, ui: Any, logic: Any, chosen: Callable[[], Any], settings: Callable[[], Settings]) -> None:
         self._ui, self._logic, self._chosen, self._settings = ui, logic, chosen, settings
         self._correction = logic.correction
-        self._doubtful: int | None = None  # the slice that was shown last
+        self._rows: tuple[Doubtful, ...] = ()  # as shown
+        self._looked_at: Doubtful | None = None
         self._waiting: tuple[str, list[int | None]] | None = None  # what to do with the slice shown then, for each axis
         self._said = ""
         self._placing: Placing | None = None
@@ -51,6 +54,8 @@ class CorrectionPanel:
             (ui.doubtButton, self.onNextDoubtful), (ui.acceptButton, self.onAccept),
         ):  # fmt: skip
             button.connect("clicked(bool)", lambda _checked, slot=slot: slot())
+        for signal in ("itemClicked(QListWidgetItem*)", "itemActivated(QListWidgetItem*)"):
+            ui.doubtList.connect(signal, lambda item: self.look_at(self._rows[ui.doubtList.row(item)]))
         ui.segmentsTable.connect("selectionChanged(QItemSelection,QItemSelection)", self.onSelection)
 
     # State
@@ -69,22 +74,53 @@ class CorrectionPanel:
         """What is true now."""
         parameters, target = self._chosen(), self.target()
         segmentation = parameters.segmentation if parameters else None
-        record = provenance_of(target.segment) if target else {}
         return CorrectionFacts(
             ready=self._logic.setup.ready,
             has_segments=segmentation is not None and segmentation.GetSegmentation().GetNumberOfSegments() > 0,
             name=target.segment.GetName() if target else "",
             running=self._logic.run.state.under_way,
-            tool=self._placing.tool if self._placing else "",
+            tool=self.tool,
             sentence=self._said or (self._correction.sentence if target else ""),
             can_undo=self._correction.can_undo,
-            doubtful=len(doubtful_slices(record)[1]) if record.get("slice_doubt") else None,
+            doubtful=None if (rows := self.rows()) is None else len(rows),
             completed=target is not None and _status(target) == slicer.vtkSlicerSegmentationsModuleLogic.Completed,
         )
+
+    def rows(self) -> tuple[Doubtful, ...] | None:
+        """What deserves a look in the chosen result; None where nothing is known of any segment."""
+        parameters = self._chosen()
+        if parameters is None or parameters.segmentation is None:
+            return None
+        segmentation, completed = parameters.segmentation.GetSegmentation(), _logic().Completed
+        segments = {key: segmentation.GetSegment(key) for key in segmentation.GetSegmentIDs()}
+        records = {key: provenance_of(segment) for key, segment in segments.items()}
+        if not any("slice_doubt" in record or "expected_dice" in record for record in records.values()):
+            return None
+        return review_order(
+            (key, segment.GetName(), records[key])
+            for key, segment in segments.items()
+            if _logic().GetSegmentStatus(segment) != completed
+        )
+
+    def _showRows(self) -> None:
+        rows = self.rows() or ()
+        shown = self._ui.doubtList
+        if rows != self._rows:
+            self._rows = rows
+            shown.clear()
+            for row in rows:
+                shown.addItem(row.text)
+                shown.item(shown.count - 1).setToolTip(row.tooltip)
+            heights = [shown.sizeHintForRow(number) + 2 * shown.spacing for number in range(len(rows))]
+            shown.setFixedHeight(sum(heights[:ROWS_SHOWN]) + LIST_MARGIN)
+        places = [(row.segment_id, row.index) for row in rows]
+        last = self._looked_at and (self._looked_at.segment_id, self._looked_at.index)
+        shown.setCurrentRow(places.index(last) if last in places else -1)
 
     def refresh(self) -> None:
         """Make every control of the section look as the state says."""
         self._actOnWaiting()
+        self._showRows()
         facts = self.facts()
         if facts.tool and correction_reason(facts):
             self._placing.stop()
@@ -93,6 +129,16 @@ class CorrectionPanel:
             for key, value in vars(control).items():
                 if value is not None:
                     setattr(getattr(self._ui, name), key, value)
+
+    @property
+    def tool(self) -> str:
+        """What is placed or drawn in the views now; "" for nothing."""
+        return self._placing.tool if self._placing else ""
+
+    def stop(self) -> None:
+        """Put the tool away."""
+        if self._placing is not None:
+            self._placing.stop()
 
     def close(self) -> None:
         """Nothing is corrected any more: the scene closes, or the module goes."""
@@ -107,14 +153,14 @@ class CorrectionPanel:
     def onSelection(self, *_selection: Any) -> None:
         """Another segment: the tool goes back to looking."""
         if self.target() != self._correction.target:
-            self._said, self._doubtful, self._waiting = "", None, None
+            self._said, self._waiting = "", None
             if self._placing is not None:
                 self._placing.stop()
             self._choose()
         self.refresh()
 
     def onTool(self, tool: str) -> None:
-        """Begin to place points or a box, or end it."""
+        """Begin to place points or a box or to draw lines, or end it."""
         self._said = ""
         if self._placing is not None and self._placing.tool == tool:
             self._placing.stop()
@@ -122,11 +168,16 @@ class CorrectionPanel:
             if self._placing is None:
                 self._placing = Placing(slicer.mrmlScene, slicer.app.applicationLogic())
                 self._placing.on_placed = self._soon.start
-                self._placing.on_mode = self.refresh
+                self._placing.on_mode = lambda: self._logic.onChanged()  # keys depend on it, too
             self._placing.start(tool)
             self._correction.open()
             self._logic.watch()
         self.refresh()
+
+    def use(self, tool: str) -> None:
+        """Begin with a tool; one that is used already goes on."""
+        if self.tool != tool and not correction_reason(self.facts()):
+            self.onTool(tool)
 
     def onPlaced(self) -> None:
         """Points or a box are in the scene."""
@@ -186,33 +237,37 @@ class CorrectionPanel:
         self._logic.watch()
 
     def onNextDoubtful(self) -> None:
-        """Show the slice that deserves a look."""
-        target = self.target()
-        if target is None:
-            return
-        through, order = doubtful_slices(provenance_of(target.segment))
-        self._doubtful = next_after(order, self._doubtful)
-        if self._doubtful is not None:
+        """Show what deserves a look next."""
+        row = next_after(self.rows() or (), self._looked_at)
+        if row is not None:
+            self.look_at(row)
+
+    def look_at(self, row: Doubtful) -> None:
+        """Select the segment of a line of the list, and show its slice."""
+        self._ui.segmentsTable.setSelectedSegmentIDs([row.segment_id])
+        self._looked_at = row
+        target, rows = self.target(), self.rows() or ()
+        if target is not None and row.index is not None:
             _mask, extent, _resampled = target.voxels()
             center = (np.array(extent[::2]) + np.array(extent[1::2])) / 2
-            jump_to_slice(target.volume, through, self._doubtful, center)
-            text = _("Slice {index}, {number} of {count} to look at.")
-            number = order.index(self._doubtful) + 1
-            self._said = text.format(index=self._doubtful, number=number, count=len(order))
+            jump_to_slice(target.volume, row.through, row.index, center)
+        number = rows.index(row) + 1 if row in rows else 1
+        values = {"name": row.name, "index": row.index, "number": number, "count": len(rows)}
+        whole, one = _("{name}, {number} of {count}."), _("{name}, slice {index}, {number} of {count} to look at.")
+        self._said = (whole if row.index is None else one).format(**values)
         self.refresh()
 
     def onAccept(self) -> None:
-        """The segment is completed; the next one that isn't is selected."""
+        """The segment is completed; the most doubtful one that isn't is selected."""
         target = self.target()
         if target is None:
             return
-        logic = slicer.vtkSlicerSegmentationsModuleLogic
-        logic.SetSegmentStatus(target.segment, logic.Completed)
+        _logic().SetSegmentStatus(target.segment, _logic().Completed)
         segmentation = target.segmentation.GetSegmentation()
         ids = list(segmentation.GetSegmentIDs())
         first = ids.index(target.segment_id)
-        for segment_id in ids[first + 1 :] + ids[:first]:
-            if _status(Target(target.segmentation, segment_id, target.volume)) != logic.Completed:
+        for segment_id in [row.segment_id for row in self.rows() or ()] + ids[first + 1 :] + ids[:first]:
+            if _status(Target(target.segmentation, segment_id, target.volume)) != _logic().Completed:
                 self._ui.segmentsTable.setSelectedSegmentIDs([segment_id])
                 break
         self.refresh()
@@ -227,5 +282,9 @@ class CorrectionPanel:
         return target is not None and not correction_reason(self.facts())
 
 
+def _logic() -> Any:
+    return slicer.vtkSlicerSegmentationsModuleLogic
+
+
 def _status(target: Target) -> int:
-    return int(slicer.vtkSlicerSegmentationsModuleLogic.GetSegmentStatus(target.segment))
+    return int(_logic().GetSegmentStatus(target.segment))

@@ -29,7 +29,7 @@ class CorrectionFacts:
     tool : what is being placed in the views, "" for nothing.
     sentence : what the correction says.
     can_undo : there is something to take back.
-    doubtful : how many slices deserve a look; None where nothing is known of them.
+    doubtful : how many slices and segments deserve a look; None where nothing is known of any.
     completed : the user has accepted the segment.
     """
 
@@ -48,11 +48,11 @@ def correction_state(facts: CorrectionFacts) -> dict[str, Control]:
     """The look of each control of the section, by its name."""
     reason = correction_reason(facts)
     purposes = {
-        "includeButton": _("Click in a slice where {name} should be."),
-        "excludeButton": _("Click in a slice where {name} should not be."),
-        "scribbleInButton": _("Draw a line through {name}, point by point; a double click ends it."),
-        "scribbleOutButton": _("Draw a line through what isn't {name}, point by point; a double click ends it."),
-        "boxButton": _("Draw a box around {name}, in one slice or in several."),
+        "includeButton": _("Click in a slice where {name} should be (1)."),
+        "excludeButton": _("Click in a slice where {name} should not be (2)."),
+        "scribbleInButton": _("Draw through {name} in a slice, with the left mouse button held down (3)."),
+        "scribbleOutButton": _("Draw through what isn't {name} in a slice, with the left mouse button held down (4)."),
+        "boxButton": _("Draw a box around {name}, in one slice or in several (B)."),
         "sliceRightButton": _("The slice shown is right: it is never changed again, and others learn from it."),
         "notInSliceButton": _("{name} is not in the slice shown."),
         "spreadButton": _("Carry the corrections to the other slices."),
@@ -71,7 +71,8 @@ def correction_state(facts: CorrectionFacts) -> dict[str, Control]:
         "correctionSection": Control(visible=facts.has_segments),
         **controls,
         "takeBackButton": _button(busy or nothing, _("Take back the last correction.")),
-        "doubtButton": _button(_no_name(facts) or _no_doubt(facts), _("Show the slice that most deserves a look (N).")),
+        "doubtButton": _button(_no_doubt(facts), _("Show what deserves a look next, the most doubtful first (N).")),
+        "doubtList": Control(visible=bool(facts.doubtful)),
         "acceptButton": _button(
             _no_name(facts) or accepted, _("Mark {name} as completed and go on to the next segment (Shift+A).").format(
                 name=facts.name
@@ -96,8 +97,8 @@ def _no_name(facts: CorrectionFacts) -> str:
 
 def _no_doubt(facts: CorrectionFacts) -> str:
     if facts.doubtful is None:
-        return _("Nothing is known of how doubtful the slices of {name} are.").format(name=facts.name)
-    return "" if facts.doubtful else _("No slice of {name} is doubtful any more.").format(name=facts.name)
+        return _("Nothing is known of how doubtful these segments are.")
+    return "" if facts.doubtful else _("Nothing is doubtful any more.")
 
 
 def _button(reason: str, purpose: str) -> Control:

@@ -1,5 +1,8 @@
 """Where a person points in the views, as positions in an image, and back: points and boxes placed with Slicer's
-markups, and the slice that a view shows. Positions are (i, j, k) in voxels of the image, fractions included."""
+markups, lines drawn with the mouse, and the slice that a view shows.
+
+Positions are (i, j, k) in voxels of the image, fractions included.
+"""
 
 from __future__ import annotations
 
@@ -8,18 +11,19 @@ from typing import Any
 
 import numpy as np
 
+from .freehand import Freehand, slice_views
 from .region_of_interest import region_of
 from .translation import _
 
 ACROSS_MIN = 0.7  # cosine between a view's normal and the slices' axis from which on the view shows these slices
 GREEN, RED, YELLOW = (0.2, 0.9, 0.2), (0.95, 0.2, 0.2), (1.0, 0.85, 0.2)
-POINTS, CURVE, ROI = "vtkMRMLMarkupsFiducialNode", "vtkMRMLMarkupsCurveNode", "vtkMRMLMarkupsROINode"
+POINTS, ROI, LINES = "vtkMRMLMarkupsFiducialNode", "vtkMRMLMarkupsROINode", ""  # lines are drawn, not placed
 # What is placed with a tool, and its color.
 TOOLS = {
     "include": (POINTS, GREEN),
     "exclude": (POINTS, RED),
-    "scribble-in": (CURVE, GREEN),
-    "scribble-out": (CURVE, RED),
+    "scribble-in": (LINES, GREEN),
+    "scribble-out": (LINES, RED),
     "box": (ROI, YELLOW),
 }
 
@@ -105,15 +109,8 @@ def stroke(line: np.ndarray) -> np.ndarray:
     return voxels[np.sort(np.unique(voxels, axis=0, return_index=True)[1])]
 
 
-def _line(node: Any) -> np.ndarray:
-    """The control points of a curve, world RAS mm [n, 3]; it is straight between them."""
-    numbers = range(node.GetNumberOfControlPoints())
-    defined = [n for n in numbers if node.GetNthControlPointPositionStatus(n) == node.PositionDefined]
-    return np.array([node.GetNthControlPointPositionWorld(n) for n in defined])
-
-
 class Placing:
-    """The markups that a person places: "include" and "exclude" points, "scribble-in" and "-out" lines, and a "box".
+    """What a person places and draws: "include" and "exclude" points, "scribble-in" and "-out" lines, and a "box".
 
     What was placed is taken out of the scene as soon as it is read: the segment shows what came of it.
 
@@ -130,10 +127,16 @@ class Placing:
         self._nodes: dict[str, Any] = {}
         self._observers: list[tuple[Any, int]] = []
         self._mode_observer: tuple[Any, int] | None = None
+        self._freehand = Freehand()
+        self._freehand.on_line = self._on_line
+        self._drawing = ""  # the tool of the lines, while they can be drawn
+        self._lines: list[tuple[str, np.ndarray]] = []  # drawn since, world RAS mm [n, 3]
 
     @property
     def tool(self) -> str:
-        """What is placed now; "" for nothing."""
+        """What is placed or drawn now; "" for nothing."""
+        if self._drawing:
+            return self._drawing
         mode, selection = self._application.GetInteractionNode(), self._application.GetSelectionNode()
         if mode is None or mode.GetCurrentInteractionMode() != mode.Place:
             return ""
@@ -141,12 +144,19 @@ class Placing:
         return next((tool for tool, node in self._nodes.items() if active and node.GetID() == active), "")
 
     def start(self, tool: str) -> None:
-        """Place points, one after the other, or one line or one box, until ``stop``."""
-        node = self._node(tool)
+        """Place points or draw lines, one after the other, or place one box, until ``stop``."""
+        self.stop()
         mode, selection = self._application.GetInteractionNode(), self._application.GetSelectionNode()
         if self._mode_observer is None:
             tag = mode.AddObserver(mode.InteractionModeChangedEvent, self._on_mode)
             self._mode_observer = (mode, tag)
+        if TOOLS[tool][0] == LINES:
+            mode.SetCurrentInteractionMode(mode.ViewTransform)
+            self._drawing = tool
+            self._freehand.start(slice_views(), TOOLS[tool][1])
+            self.on_mode()
+            return
+        node = self._node(tool)
         selection.SetReferenceActivePlaceNodeClassName(TOOLS[tool][0])
         selection.SetActivePlaceNodeID(node.GetID())
         mode.SetPlaceModePersistence(1 if TOOLS[tool][0] == POINTS else 0)
@@ -155,22 +165,24 @@ class Placing:
 
     def stop(self) -> None:
         """Back to looking at the views."""
-        if self.tool:
+        if self._drawing:
+            self._drawing = ""
+            self._freehand.stop()
+            self.on_mode()
+        elif self.tool:
             mode = self._application.GetInteractionNode()
             mode.SetCurrentInteractionMode(mode.ViewTransform)
 
     def take(self, volume: Any) -> list[dict[str, Any]]:
         """What was placed since, as actions of `edit_protocol`; raises InputError for a box beside the image."""
-        actions = []
+        lines, self._lines = self._lines, []
+        actions: list[dict[str, Any]] = [
+            {"kind": "stroke", "include": tool == "scribble-in", "points": stroke(to_ijk(volume, line)).tolist()}
+            for tool, line in lines
+        ]
         for tool in [tool for tool, node in self._nodes.items() if node.GetScene() is not None]:
             node = self._nodes[tool]
             kind = TOOLS[tool][0]
-            if kind == CURVE:
-                if tool != self.tool and node.GetNumberOfDefinedControlPoints() > 0:  # it is drawn to its end
-                    points = stroke(to_ijk(volume, _line(node)))
-                    actions.append({"kind": "stroke", "include": tool == "scribble-in", "points": points.tolist()})
-                    self._remove(tool)
-                continue
             if kind == ROI:
                 if node.GetControlPointPlacementComplete():
                     try:
@@ -191,8 +203,14 @@ class Placing:
         return actions
 
     def _on_mode(self, *_event: Any) -> None:
+        mode = self._application.GetInteractionNode()
+        if self._drawing and mode.GetCurrentInteractionMode() != mode.ViewTransform:
+            self.stop()  # the user wants the mouse for something else
         self.on_mode()
-        self.on_placed()  # a line may have come to its end
+
+    def _on_line(self, line: np.ndarray) -> None:
+        self._lines.append((self._drawing, line))
+        self.on_placed()
 
     def close(self) -> None:
         """Take all markups out of the scene."""
@@ -219,8 +237,6 @@ class Placing:
         if (display := node.GetDisplayNode()) is not None:
             display.SetSelectedColor(*color)
             display.SetPointLabelsVisibility(False)
-        if kind == CURVE:
-            node.SetCurveTypeToLinear()
         self._nodes[tool] = node
         for event in (node.PointPositionDefinedEvent, node.PointAddedEvent):
             self._observers.append((node, node.AddObserver(event, lambda *_event: self.on_placed())))

@@ -46,6 +46,7 @@ class Application:
     def __init__(self, environment: Environment, qapp: QtWidgets.QApplication) -> None:
         self._environment, self._qapp = environment, qapp
         self._slots: list[tuple[str, Any]] = []
+        self.views: dict[str, Any] = {}  # slice views of the layout, by their names
         self.manager = types.SimpleNamespace(connect=lambda *_a: None, disconnect=lambda *_a: None)
 
     def connect(self, signal: str, slot: Any) -> None:
@@ -58,6 +59,10 @@ class Application:
 
     def applicationLogic(self) -> Any:
         return self._environment.application
+
+    def layoutManager(self) -> Any:
+        widget = lambda name: types.SimpleNamespace(sliceView=lambda: self.views[name])  # noqa: E731
+        return types.SimpleNamespace(sliceViewNames=lambda: list(self.views), sliceWidget=widget)
 
     def processEvents(self) -> None:
         self._qapp.processEvents()

@@ -69,7 +69,11 @@ def _act(mask: np.ndarray, action: Action) -> np.ndarray:
             square = (k, slice(max(0, j - RADIUS), j + RADIUS + 1), slice(max(0, i - RADIUS), i + RADIUS + 1))
             mask[square] = action.kind == "include"
     elif action.kind == "stroke":
-        i, j, k = np.array(action.points, int).T
+        points = np.array(action.points, int)
+        points = points[((points >= 0) & (points < mask.shape[::-1])).all(axis=1)]
+        if not len(points):
+            raise InputError("The stroke lies outside the image; paint inside the image.")
+        i, j, k = points.T
         mask[k, j, i] = action.include
     elif action.kind == "box":
         crop(mask, action.box)[:] = True

@@ -19,7 +19,7 @@ from hypothesis import strategies as st  # noqa: E402
 from hypothesis.extra.numpy import arrays  # noqa: E402
 from MedZeroSegSlicer.correction import pasted  # noqa: E402
 from MedZeroSegSlicer.placing import shown_slice, stroke, to_ijk, to_world  # noqa: E402
-from MedZeroSegSlicer.review_order import doubtful_slices, next_after  # noqa: E402
+from MedZeroSegSlicer.review_order import Doubtful, doubtful_slices, next_after  # noqa: E402
 from MedZeroSegSlicer.segment_io import (  # noqa: E402
     add_result,
     keep_provenance,
@@ -186,28 +186,6 @@ def test_box_becomes_a_box_of_indices(corrector, panel, volume):
     corrector.wait()
     actions = [action for message in corrector.edits() for action in message["actions"]]
     assert [action["kind"] for action in actions] == ["box"] and roi.GetScene() is None
-
-
-@pytest.mark.parametrize("side", ["in", "out"])
-def test_line_becomes_the_voxels_that_it_passes(corrector, panel, volume, side):
-    panel.click(f"scribble{side.title()}Button")
-    node = corrector.section._placing._nodes[f"scribble-{side}"]
-    for point in to_world(volume, np.array([[10.0, 20, 12], [36, 30, 12], [40, 30, 12]])):
-        node.AddControlPointWorld(vtk.vtkVector3d(*point))
-    panel.qapp.processEvents()
-    assert corrector.edits() == [], "the line isn't at its end yet"
-    panel.click(f"scribble{side.title()}Button")
-    corrector.wait()
-    (action,) = corrector.edits()[0]["actions"]
-    passed = np.zeros(body("liver").shape, bool)
-    i, j, k = np.array(action["points"]).T
-    passed[k, j, i] = True
-    assert (action["kind"], action["include"], set(k)) == ("stroke", side == "in", {12})
-    assert passed[12, 20, 10] and passed[12, 25, 23] and passed[12, 30, 40]
-    assert 31 <= passed.sum() < 62, "one voxel thin"
-    liver = body("liver")
-    assert np.array_equal(panel.mask("liver"), liver | passed if side == "in" else liver & ~passed)
-    assert node.GetScene() is None
 
 
 @settings(max_examples=60, deadline=None)
@@ -445,21 +423,81 @@ def doubled(volume: Any) -> np.ndarray:
 # Review
 
 
-def test_most_doubtful_slice_is_shown_first_and_settled_ones_no_more(corrector, panel, volume, view):
-    segment = corrector.segment("liver")
-    doubt = [0.0] * 24
-    doubt[6], doubt[15], doubt[16] = 0.4, 0.9, 0.5
-    keep_provenance(segment, {**provenance_of(segment), "slice_axis": 0, "slice_doubt": doubt})
-    panel.widget.refresh()
-    panel.click("doubtButton")
-    assert shown_slice(volume, 2) == 15 and corrector.says == "Slice 15, 1 of 2 to look at."
-    panel.click("doubtButton")
-    assert shown_slice(volume, 2) == 6
-    panel.click("doubtButton")
-    assert shown_slice(volume, 2) == 15
+def doubted(corrector, name: str, dice: float | None = None, **doubts: float) -> None:
+    """Let a result have doubts: of slices k7=0.5, and of the whole."""
+    segment, doubt = corrector.segment(name), [0.0] * 24
+    for slice_name, value in doubts.items():
+        doubt[int(slice_name[1:])] = value
+    record = {**provenance_of(segment), "slice_axis": 0, "slice_doubt": doubt, "expected_dice": dice}
+    keep_provenance(segment, record)
+    corrector.panel.widget.refresh()
+
+
+def listed(corrector) -> list[str]:
+    return [corrector.ui.doubtList.item(row).text() for row in range(corrector.ui.doubtList.count)]
+
+
+def test_slices_of_all_segments_are_listed_the_most_doubtful_first(corrector, panel, volume, view):
+    assert not corrector.ui.doubtList.visible and not corrector.ui.doubtButton.enabled
+    doubted(corrector, "liver", k6=0.4, k15=0.9, k16=0.5)
+    doubted(corrector, "spleen", dice=0.71, k9=0.62)
+    lines = ["liver, slice 15 - 90 % doubt", "spleen, slice 9 - 62 % doubt", "liver, slice 6 - 40 % doubt"]
+    assert corrector.ui.doubtList.visible and listed(corrector) == lines
+    assert corrector.ui.doubtList.item(1).toolTip().endswith("a Dice of 0.71.")
+    panel.picture("review", 1100)
+
+
+def test_click_in_the_list_selects_the_segment_and_shows_the_slice(corrector, volume, view):
+    doubted(corrector, "liver", k15=0.9)
+    doubted(corrector, "spleen", k9=0.62)
+    corrector.ui.doubtList.itemClicked.emit(corrector.ui.doubtList.item(1))
+    assert shown_slice(volume, 2) == 9 and corrector.section.target().segment.GetName() == "spleen"
+    assert corrector.says == "spleen, slice 9, 2 of 2 to look at."
+    assert corrector.ui.doubtList.currentRow == 1
+
+
+def test_next_goes_down_the_list_and_settled_slices_leave_it(corrector, panel, volume, view):
+    doubted(corrector, "liver", k6=0.4, k15=0.9, k16=0.5)
+    doubted(corrector, "spleen", k9=0.62)
+    seen = []
+    for _ in range(4):
+        panel.click("doubtButton")
+        seen.append((corrector.section.target().segment.GetName(), shown_slice(volume, 2)))
+    assert seen == [("liver", 15), ("spleen", 9), ("liver", 6), ("liver", 15)]
     corrector.press("sliceRightButton")
+    assert listed(corrector) == [
+        "spleen, slice 9 - 62 % doubt", "liver, slice 16 - 50 % doubt", "liver, slice 6 - 40 % doubt",
+    ], "what stands beside a settled slice is a peak of its own"  # fmt: skip
     panel.click("doubtButton")
-    assert shown_slice(volume, 2) == 16, "what stands beside a settled slice is a peak of its own"
+    assert shown_slice(volume, 2) == 9, "the one that was below it"
+
+
+def test_segment_without_doubtful_slices_is_listed_as_a_whole_until_it_is_accepted(corrector, panel):
+    doubted(corrector, "liver", dice=0.6)
+    doubted(corrector, "spleen", dice=0.97)
+    assert listed(corrector) == ["liver, as a whole - 40 % doubt"]
+    panel.click("doubtButton")
+    assert corrector.section.target().segment.GetName() == "liver"
+    panel.click("acceptButton")
+    assert listed(corrector) == [] and corrector.ui.doubtButton.toolTip == "Nothing is doubtful any more."
+
+
+def test_accepted_segment_is_followed_by_the_most_doubtful_one(corrector, panel, volume, view):
+    panel.run("liver; spleen; aorta")
+    doubted(corrector, "aorta", k4=0.3)
+    doubted(corrector, "spleen", k9=0.2)
+    corrector.select("liver")
+    panel.click("acceptButton")
+    assert corrector.section.target().segment.GetName() == "aorta"
+
+
+def test_keys_go_through_the_list_and_accept(corrector, panel, volume, view):
+    doubted(corrector, "liver", k15=0.9)
+    panel.widget._shortcuts["N"].activated.emit()
+    assert shown_slice(volume, 2) == 15
+    panel.widget._shortcuts["Shift+A"].activated.emit()
+    logic = slicer.vtkSlicerSegmentationsModuleLogic
+    assert logic.GetSegmentStatus(corrector.segment("liver")) == logic.Completed
 
 
 def test_doubt_of_a_result_is_kept_with_its_segment(corrector, volume, tmp_path):
@@ -473,7 +511,7 @@ def test_doubt_of_a_result_is_kept_with_its_segment(corrector, volume, tmp_path)
     }  # fmt: skip
     add_result(corrector.node, volume, event)
     record = provenance_of(corrector.segment("pancreas"))
-    assert doubtful_slices(record) == (0, [33, 5]) and record["slice_doubt"][5] == 0.312
+    assert doubtful_slices(record) == (0, {33: 0.8, 5: 0.312}) and record["slice_doubt"][5] == 0.312
 
 
 def test_accepted_segment_is_completed_and_the_next_one_selected(corrector, panel):
@@ -484,8 +522,36 @@ def test_accepted_segment_is_completed_and_the_next_one_selected(corrector, pane
 
 
 def test_order_goes_round():
-    assert [next_after([4, 2], last) for last in (None, 4, 2, 9)] == [4, 2, 4, 4]
-    assert next_after([], 3) is None and doubtful_slices({}) == (2, [])
+    first, second = (Doubtful("a", "liver", 2, index, doubt) for index, doubt in ((4, 0.8), (2, 0.3)))
+    rows = (first, second)
+    assert [next_after(rows, last) for last in (None, first, second)] == [first, second, first]
+    gone = [Doubtful("a", "liver", 2, 9, doubt) for doubt in (0.9, 0.5, 0.1)]
+    assert [next_after(rows, last) for last in gone] == [first, second, first]
+    assert next_after((), first) is None and doubtful_slices({}) == (2, {})
+
+
+# Keys
+
+
+def test_single_keys_belong_to_the_tools_only_while_one_is_used(corrector, panel):
+    keys = panel.widget._shortcuts
+    single = ("1", "2", "3", "4", "B", "Esc")
+    assert not any(keys[key].enabled for key in single) and keys["N"].enabled
+    panel.click("includeButton")
+    assert all(keys[key].enabled for key in single)
+    for key, tool in (("2", "exclude"), ("2", "exclude"), ("3", "scribble-in"), ("4", "scribble-out"), ("B", "box")):
+        keys[key].activated.emit()
+        assert corrector.section.tool == tool
+    keys["1"].activated.emit()
+    assert panel.ui.includeButton.checked and not panel.ui.boxButton.checked
+    keys["Esc"].activated.emit()
+    assert corrector.section.tool == "" and not any(keys[key].enabled for key in single)
+
+
+def test_leaving_the_module_puts_the_tool_and_the_keys_away(corrector, panel):
+    panel.click("excludeButton")
+    panel.widget.exit()
+    assert corrector.section.tool == "" and panel.widget._shortcuts == {}
 
 
 def test_section_looks_as_it_should(corrector, panel):
