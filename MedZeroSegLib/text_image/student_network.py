@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from MedZeroSegLib.errors import InstallationError
 
 FILTERS = (16, 32, 64, 128, 160)  # channels of each level
-PLANE_PATCH, STACK_PATCH = (192, 192), (16, 128, 128)  # pixels of the canvas; slices × pixels
+PLANE_PATCH, STACK_PATCH = (160, 160), (16, 128, 128)  # pixels of the canvas; slices × pixels
 PLANE_RATIO = 3.0  # slice distance over pixel spacing from which slices are looked at one by one, as in nnU-Net
 ALIKE_RATIO = 2.0  # up to which directions are treated alike
 

@@ -40,7 +40,7 @@ def train_lite(
     output: Annotated[Path, typer.Option(help="Folder for embeddings, checkpoint and head.")] = Path("runs/lite"),
     steps: Annotated[
         Optional[int],  # noqa: UP045
-        typer.Option(help="Optimiser steps; 1300 without this option, with examples 150."),
+        typer.Option(help="Optimiser steps; 1300 without this option, with examples 120."),
     ] = None,
     all_licences: Annotated[
         bool,
@@ -102,8 +102,8 @@ def train_corrector(
 def train_weak_command(
     cohort: Annotated[Path, typer.Argument(metavar="DIR", help="Output of `medzeroseg cohort --uncertainty`.")],
     output: Annotated[Path, typer.Option(help="Folder for the student; --preset takes it.")],
-    steps: Annotated[int, typer.Option(help="Steps of the optimiser.")] = 800,
-    batch: Annotated[int, typer.Option(help="Slices or stacks of one step.")] = 6,
+    steps: Annotated[int, typer.Option(help="Steps of the optimiser.")] = 600,
+    batch: Annotated[int, typer.Option(help="Slices or stacks of one step.")] = 4,
     keep: Annotated[float, typer.Option(help="Share of each structure's masks to learn from, the surest.")] = 0.7,
     dimension: Annotated[int, typer.Option(help="2 or 3; 0 chooses by the spacing.")] = 0,
     checkpoint_every: EveryOption = 50,

@@ -45,7 +45,7 @@ from MedZeroSegLib.weights import weights_store
 from MedZeroSegLib.weights_catalogue import sha256_of
 
 PICTURES_FOLDER = "pictures"
-PICTURES_WANTED, COPIES_MIN, COPIES_MAX = 90, 3, 12  # of all slices together; of each slice
+PICTURES_WANTED, COPIES_MIN, COPIES_MAX = 60, 1, 12  # of all slices together; of each slice
 NOTE = "{names} learnt from {slices} labelled slices of a user alone: for research, look at every result closely."
 HOLLOW_SHARE = 0.5  # of the slices, from which a name is a ring
 
@@ -54,8 +54,8 @@ HOLLOW_SHARE = 0.5  # of the slices, from which a name is a ring
 class FewShotTraining:
     """Settings of one run; stored with the weights."""
 
-    steps: int = 150
-    batch: int = 6
+    steps: int = 120
+    batch: int = 4
     learning_rate: float = 3e-3
     warm_up: int = 10
     weight_decay: float = 0.05

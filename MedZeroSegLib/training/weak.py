@@ -49,8 +49,8 @@ NOTE = (
 class WeakTraining:
     """Settings of one run; stored with the weights."""
 
-    steps: int = 800
-    batch: int = 6
+    steps: int = 600
+    batch: int = 4
     keep: float = 0.7
     dimension: int = 0  # 2, 3, or 0: by the spacing
     learning_rate: float = 1e-3
