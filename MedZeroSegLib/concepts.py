@@ -140,8 +140,8 @@ def _ask_trained(
     competitions = [Competition(rows[0], tuple(rows[1:])) for rows in map(texts.rows_of, concepts)]
     matrix = texts.matrix
 
-    def score_slab(slab: slice) -> Tensor:
-        tell("scoring", slab.start / count, slices=count)
+    def score_slab(slab: np.ndarray) -> Tensor:
+        tell("scoring", slab[0] / count, slices=count)
         return engine.text_image.score(torch.from_numpy(np.ascontiguousarray(encoded.pixels[slab])), matrix)
 
     body = torch.from_numpy(encoded.body)
@@ -177,8 +177,8 @@ def _reliefs(
         queries.append(Against(own, tuple(rivals), tuple(negatives)))
     matrix = texts.matrix
 
-    def maps_of(slab: slice, rows: list[int]) -> Tensor:
-        tell("scoring", slab.start / count, slices=count)
+    def maps_of(slab: np.ndarray, rows: list[int]) -> Tensor:
+        tell("scoring", slab[0] / count, slices=count)
         return model.maps(torch.from_numpy(np.ascontiguousarray(encoded.pixels[slab])), matrix[rows])
 
     whole = torch.from_numpy(encoded.summary).to(matrix) @ matrix.T if count else torch.zeros(0, len(matrix))

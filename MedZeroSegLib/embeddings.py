@@ -1,10 +1,11 @@
-"""Volume → embeddings of its key slices, once for all names; the last volume's are kept for the next question."""
+"""Volume → embeddings of its key slices, once for all names, made for some of the slices or for all."""
 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Protocol
 
 import numpy as np
@@ -14,7 +15,7 @@ from torch import Tensor
 from MedZeroSegLib.assembly import KeySlices
 from MedZeroSegLib.canvas import Canvas, fit_canvas
 from MedZeroSegLib.device import SLAB_SLICES
-from MedZeroSegLib.intensity import BODY_FRACTION_MIN, body_mask, picture
+from MedZeroSegLib.intensity import BODY_FRACTION_MIN, body_mask, grey, grey_range
 from MedZeroSegLib.mask_decoder.decoder import MaskDecoder
 from MedZeroSegLib.slices import SliceFrame, slice_frame
 from MedZeroSegLib.text_image.model import TextImageModel
@@ -32,26 +33,65 @@ class Progress(Protocol):
     def __call__(self, stage: str, share: float, /, **values: str | int) -> None: ...
 
 
-@dataclass(frozen=True)
-class EncodedVolume:
-    """Embeddings of the key slices of one volume in one window.
+@dataclass(frozen=True, eq=False)
+class EncodedSlices:
+    """Embeddings of m slices.
 
     Attributes
     ----------
     coarse
-        float16 [n, 256, 64, 64], the decoder's embedding.
+        float16 [m, 256, 64, 64], the decoder's embedding.
     pixels
-        float16 [n, c, s, s], what the text-image model scores texts against.
+        float16 [m, c, s, s], what the text-image model scores texts against.
     summary
-        float32 [n, e], its vectors of whole slices; e is 0 where it has none.
-    pictures
-        uint8 [n, size, size], the slices on the canvas.
+        float32 [m, e], its vectors of whole slices; e is 0 where it has none.
+    """
+
+    coarse: np.ndarray
+    pixels: np.ndarray
+    summary: np.ndarray
+
+    def at(self, rows: slice) -> EncodedSlices:
+        """Some of the slices."""
+        return EncodedSlices(self.coarse[rows], self.pixels[rows], self.summary[rows])
+
+
+SliceEncoder = Callable[[np.ndarray, Canvas], EncodedSlices]  # of grey slices uint8 [m, h, w]
+
+
+def slice_encoder(decoder: MaskDecoder, text_image: TextImageModel) -> SliceEncoder:
+    """The encoders of both models, one after the other."""
+
+    def encode(slices: np.ndarray, canvas: Canvas) -> EncodedSlices:
+        embedding = decoder.embed_slices(slices, canvas)
+        features = text_image.encode_slices(slices, canvas, embedding)
+        return EncodedSlices(
+            embedding.coarse.half().cpu().numpy(),
+            features.pixels.half().cpu().numpy(),
+            features.summary.float().cpu().numpy(),
+        )
+
+    return encode
+
+
+@dataclass(eq=False)
+class EncodedVolume:
+    """Embeddings of the key slices of one volume in one window, as far as they have been asked for.
+
+    Attributes
+    ----------
+    shown
+        uint8 [n, h, w], the key slices.
     body
         bool [n, cells, cells], the patient on the cells of the logit maps.
     body_mask
         bool [N, h, w] on all canonical slices.
     within
         bool [N, h, w], the volume's region on all canonical slices; None is everywhere.
+    filled
+        bool [n], the slices that are encoded.
+    coarse, pixels, summary
+        As in `EncodedSlices`, a row for each key slice; those of slices that aren't encoded hold nothing.
     others
         The same volume along other axes, without the decoder's embedding.
     """
@@ -59,14 +99,21 @@ class EncodedVolume:
     frame: SliceFrame
     canvas: Canvas
     keys: KeySlices
+    shown: np.ndarray
+    body: np.ndarray
+    body_mask: np.ndarray
+    within: np.ndarray | None
+    filled: np.ndarray
     coarse: np.ndarray
     pixels: np.ndarray
     summary: np.ndarray
-    pictures: np.ndarray
-    body: np.ndarray
-    body_mask: np.ndarray
-    within: np.ndarray | None = None
     others: tuple[EncodedVolume, ...] = ()
+
+    @cached_property
+    def pictures(self) -> np.ndarray:
+        """uint8 [n, size, size], the key slices on the canvas."""
+        placed = [(self.canvas.place(self.shown[slab])[:, 0] * 255).round().byte().numpy() for slab in self._all()]
+        return np.concatenate(placed) if placed else np.zeros((0, self.canvas.size, self.canvas.size), np.uint8)
 
     @property
     def distance_mm(self) -> float:
@@ -88,9 +135,70 @@ class EncodedVolume:
         """Embeddings float32 [m, 256, 64, 64] of some key slices."""
         return torch.from_numpy(np.stack([self.coarse[row] for row in rows])).float()
 
-    def slabs(self) -> list[slice]:
-        """The key slices in pieces that fit in memory."""
-        return list(_slabs(len(self.keys.indices)))
+    def slabs(self) -> list[np.ndarray]:
+        """Rows of the encoded slices in pieces that fit in memory."""
+        rows = np.flatnonzero(self.filled)
+        return [rows[slab] for slab in _slabs(len(rows))]
+
+    def fill(
+        self,
+        rows: Sequence[int] | np.ndarray,
+        encode: SliceEncoder,
+        slices_at_once: int = SLAB_SLICES,
+        done: Callable[[], None] | None = None,
+    ) -> None:
+        """Encode those of the rows that aren't yet; ``done`` is called after each call of the encoder."""
+        lacking = np.array([row for row in rows if not self.filled[row]], int)
+        for slab in _slabs(len(lacking), slices_at_once):
+            self._put(lacking[slab], encode(self.shown[lacking[slab]], self.canvas))
+            if done:
+                done()
+
+    def _put(self, rows: np.ndarray, made: EncodedSlices) -> None:
+        if not self.filled.any():
+            count = len(self.filled)
+            self.coarse = _half_array((count, *made.coarse.shape[1:]))
+            self.pixels = _half_array((count, *made.pixels.shape[1:]))
+            self.summary = np.zeros((count, *made.summary.shape[1:]), np.float32)
+        self.coarse[rows], self.pixels[rows], self.summary[rows] = made.coarse, made.pixels, made.summary
+        self.filled[rows] = True
+
+    def _all(self) -> Iterator[slice]:
+        return _slabs(len(self.filled))
+
+
+def open_volume(
+    volume: Volume, window: tuple[float, float] | None, cells: int, size: int, through: int | None = None
+) -> EncodedVolume:
+    """A volume's key slices, none of which is encoded yet.
+
+    Parameters
+    ----------
+    window
+        CT level and width in HU, or None for the soft-tissue window.
+    cells
+        Side of the logit maps.
+    size
+        Side of the model's canvas in pixels.
+    through
+        The axis that is sliced, where it isn't the volume's own: see ``slice_frame``.
+    """
+    frame = slice_frame(volume, through)
+    body = frame.forward(body_mask(volume))
+    within = None if volume.region is None else frame.forward(volume.region.mask(volume.shape))
+    keys = key_slices(body, frame, within)
+    canvas = fit_canvas(body.shape[1:], frame.spacing[1:], size)
+    indices, span = keys.indices, grey_range(volume, window)
+    voxels, outside = frame.forward(volume.voxels), None if volume.outside is None else frame.forward(volume.outside)
+    shown, on_cells = np.zeros((len(indices), *body.shape[1:]), np.uint8), np.zeros((len(indices), cells, cells), bool)
+    for slab in _slabs(len(indices)):
+        here = indices[slab]
+        shown[slab] = grey(voxels[here], None if outside is None else outside[here], span)
+        asked = body[here] if within is None else body[here] & within[here]
+        on_cells[slab] = _cells_of(canvas, asked, cells)
+    nothing = np.zeros((0, 1, 1, 1), np.float16)
+    filled, summary = np.zeros(len(indices), bool), np.zeros((0, 0), np.float32)
+    return EncodedVolume(frame, canvas, keys, shown, on_cells, body, within, filled, nothing, nothing, summary)
 
 
 def encode_volume(
@@ -103,50 +211,26 @@ def encode_volume(
     slices_at_once: int = SLAB_SLICES,
     through: int | None = None,
 ) -> EncodedVolume:
-    """Embed the key slices of a volume.
+    """Embed all key slices of a volume; see `open_volume`.
 
     Parameters
     ----------
-    window
-        CT level and width in HU, or None for the soft-tissue window.
-    size
-        Side of the model's canvas in pixels.
     progress
         Told "encoding" before the first slice and after each call of the model, with ``slice`` of ``slices`` done.
     slices_at_once
         Slices in one call of the model.
-    through
-        The axis that is sliced, where it isn't the volume's own: see ``slice_frame``.
     """
-    frame = slice_frame(volume, through)
-    shown = frame.forward(picture(volume, window))
-    body = frame.forward(body_mask(volume))
-    within = None if volume.region is None else frame.forward(volume.region.mask(volume.shape))
-    asked = body if within is None else body & within
-    canvas = fit_canvas(shown.shape[1:], frame.spacing[1:], size)
-    keys = key_slices(body, frame, within)
-    count = len(keys.indices)
-    coarse = pixels = np.zeros((0, 1, 1, 1), np.float16)
-    summary, pictures = np.zeros((0, 0), np.float32), np.zeros((count, size, size), np.uint8)
-    cells = np.zeros((count, text_image.cells, text_image.cells), bool)
-    if progress and count:
-        progress("encoding", 0.0, slice=0, slices=count)
-    for slab in _slabs(count, slices_at_once):
-        chosen = shown[keys.indices[slab]]
-        embedding = decoder.embed_slices(chosen, canvas)
-        features = text_image.encode_slices(chosen, canvas, embedding)
-        if slab.start == 0:
-            coarse = _half_array((count, *embedding.coarse.shape[1:]))
-            pixels = _half_array((count, *features.pixels.shape[1:]))
-            summary = np.zeros((count, *features.summary.shape[1:]), np.float32)
-        coarse[slab] = embedding.coarse.half().cpu().numpy()
-        pixels[slab] = features.pixels.half().cpu().numpy()
-        summary[slab] = features.summary.float().cpu().numpy()
-        pictures[slab] = (canvas.place(chosen)[:, 0] * 255).round().byte().numpy()
-        cells[slab] = _cells_of(canvas, asked[keys.indices[slab]], text_image.cells)
-        if progress:
-            progress("encoding", slab.stop / count, slice=slab.stop, slices=count)
-    return EncodedVolume(frame, canvas, keys, coarse, pixels, summary, pictures, cells, body, within)
+    encoded = open_volume(volume, window, text_image.cells, size, through)
+    count = len(encoded.filled)
+
+    def tell() -> None:
+        if progress and count:
+            done = int(encoded.filled.sum())
+            progress("encoding", done / count, slice=done, slices=count)
+
+    tell()
+    encoded.fill(range(count), slice_encoder(decoder, text_image), slices_at_once, tell)
+    return encoded
 
 
 def key_slices(body: np.ndarray, frame: SliceFrame, within: np.ndarray | None = None) -> KeySlices:
@@ -188,6 +272,6 @@ def _slabs(count: int, size: int = SLAB_SLICES) -> Iterator[slice]:
 def _half_array(shape: tuple[int, ...]) -> np.ndarray:
     """float16 array in memory, or on disk for long volumes; the file goes with the array."""
     if shape[0] <= IN_MEMORY_SLICES and np.prod(shape) * np.float16().nbytes <= IN_MEMORY_BYTES:
-        return np.empty(shape, np.float16)
+        return np.zeros(shape, np.float16)
     with tempfile.TemporaryFile(prefix="medzeroseg-") as file:  # the mapping keeps it until the array goes
         return np.memmap(file, np.float16, "w+", shape=shape)

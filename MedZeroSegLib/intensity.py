@@ -30,38 +30,39 @@ CROP_FACES_MIN = 4  # of six; with tissue on most of so many faces the volume is
 
 
 def picture(volume: Volume, window: tuple[float, float] | None = None) -> np.ndarray:
-    """The volume in 8 bits, one scale for all slices.
+    """The volume in 8 bits, uint8 [k, j, i], on its `grey_range`; 0 outside (padding)."""
+    shown, span = np.zeros(volume.shape, np.uint8), grey_range(volume, window)
+    for slab in _slabs(volume.shape):
+        shown[slab] = grey(volume.voxels[slab], None if volume.outside is None else volume.outside[slab], span)
+    return shown
 
-    Parameters
-    ----------
-    window : (level, width) in HU, used for CT in Hounsfield units; default ``SOFT_TISSUE_WINDOW``. Other volumes,
-        and CT whose values aren't HU (8-bit pictures, raw detector values), are scaled by percentiles.
 
-    Returns
-    -------
-    array [k, j, i], uint8; 0 outside (padding) and everywhere in a constant volume.
+def grey_range(volume: Volume, window: tuple[float, float] | None = None) -> tuple[float, float]:
+    """What becomes black and what white, one scale for all slices; both are the same in a constant volume.
+
+    ``window`` is (level, width) in HU, used for CT in Hounsfield units; default ``SOFT_TISSUE_WINDOW``. Other volumes,
+    and CT whose values aren't HU (8-bit pictures, raw detector values), are scaled by percentiles.
     """
     if volume.modality == "CT" and in_hounsfield_units(volume):
         level, width = window or SOFT_TISSUE_WINDOW
-        low, high = level - width / 2, level + width / 2
-        if volume.voxels.min() == volume.voxels.max():
-            low = high
-    elif volume.modality == "CT":
-        low, high = tissue_range(volume)
-    else:
-        low, high = percentile_range(volume)
-    shown = np.zeros(volume.shape, np.uint8)
+        constant = volume.voxels.min() == volume.voxels.max()
+        return level - width / 2, level - width / 2 if constant else level + width / 2
+    return tissue_range(volume) if volume.modality == "CT" else percentile_range(volume)
+
+
+def grey(voxels: np.ndarray, outside: np.ndarray | None, span: tuple[float, float]) -> np.ndarray:
+    """Voxels of any shape in 8 bits on the range ``span``; 0 where ``outside`` and everywhere on an empty range."""
+    low, high = span
     if high <= low:
-        return shown
+        return np.zeros(voxels.shape, np.uint8)
     # Differences of float32's largest numbers overflow it, and so do quotients by its smallest.
     number = np.float32 if max(abs(low), abs(high)) < 1e30 and high - low > 1e-30 else np.float64
-    for slab in _slabs(volume.shape):
-        scaled = np.clip(volume.voxels[slab].astype(number), low, high)
-        scaled -= number(low)
-        scaled *= number(255.0 / (high - low))
-        shown[slab] = np.rint(scaled)
-        if volume.outside is not None:
-            shown[slab][volume.outside[slab]] = 0
+    scaled = np.clip(voxels.astype(number), low, high)
+    scaled -= number(low)
+    scaled *= number(255.0 / (high - low))
+    shown = np.rint(scaled, out=scaled).astype(np.uint8)
+    if outside is not None:
+        shown[outside] = 0
     return shown
 
 

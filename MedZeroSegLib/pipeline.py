@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from MedZeroSegLib import __version__
@@ -26,10 +27,12 @@ from MedZeroSegLib.assembly import (
 )
 from MedZeroSegLib.axes import other_axes
 from MedZeroSegLib.canvas import fit_canvas
+from MedZeroSegLib.coarse_pass import first_rows, limited, own_rows
 from MedZeroSegLib.concepts import Concept, ask, concept_of
 from MedZeroSegLib.confidence import Confidence, Measured, confidence_of, measure
 from MedZeroSegLib.device import release_memory, slices_at_once
-from MedZeroSegLib.embeddings import EncodedVolume, Progress, encode_volume, expected_slices
+from MedZeroSegLib.embedding_store import EmbeddingStore
+from MedZeroSegLib.embeddings import EncodedVolume, Progress, expected_slices, open_volume, slice_encoder
 from MedZeroSegLib.mask_decoder.decoder import Prompted
 from MedZeroSegLib.mask_decoder.lite_medsam import IMAGE_SIZE
 from MedZeroSegLib.memory import ran_out_of_memory, require_memory, telling_shortage
@@ -37,7 +40,7 @@ from MedZeroSegLib.presence import presence_features
 from MedZeroSegLib.presets import Engine, load_engine, own_structures
 from MedZeroSegLib.propagation import Refined, refine
 from MedZeroSegLib.queries import Query, resolve
-from MedZeroSegLib.saliency import FOUND_SHARE_MIN, Saliency, smooth_across
+from MedZeroSegLib.saliency import FOUND_SHARE_MIN, Saliency, SaliencyMap, smooth_across
 from MedZeroSegLib.segment import Segment, Segmentation
 from MedZeroSegLib.sensitivity import NEUTRAL
 from MedZeroSegLib.slices import slice_frame
@@ -83,6 +86,7 @@ def segment(
     on_segment: OnSegment | None = None,
     sensitivity: float = NEUTRAL,
     adjust: Adjust | None = None,
+    store: EmbeddingStore | None = None,
 ) -> Segmentation:
     """Segment the named structures.
 
@@ -119,6 +123,8 @@ def segment(
         0..1, how little evidence is enough; see ``sensitivity.threshold_at``.
     adjust
         Changes the saliency before masks are drawn from it, see ``prototypes.adjusting``.
+    store
+        Where embeddings of slices are kept on disk; None keeps none.
 
     Returns
     -------
@@ -135,7 +141,7 @@ def segment(
     tell("loading", 0.0)
     with clock.stage("loading"):
         engine = load_engine(preset, device, weights_folder).at(sensitivity)
-    return segment_with(engine, volume, queries, clock, tell, on_segment, adjust)
+    return segment_with(engine, volume, queries, clock, tell, on_segment, adjust, store)
 
 
 def segment_with(
@@ -146,6 +152,7 @@ def segment_with(
     tell: Progress,
     on_segment: OnSegment | None = None,
     adjust: Adjust | None = None,
+    store: EmbeddingStore | None = None,
 ) -> Segmentation:
     """The same with loaded models, for names that have been resolved; see ``segment``."""
     plane = slice_frame(volume).plane
@@ -158,12 +165,13 @@ def segment_with(
     ready, done = ReadySegments(), 0
     for window in windows:
         asked = [concept for concept in unique if concept.window == window]
+        turn = missing.index(window) if window in missing else 0
         with clock.stage("encoding"):
-            turn = missing.index(window) if window in missing else 0
-            encoded = encode(volume, window, engine, _part_of(tell, turn, len(missing)))
-        with clock.stage("text and saliency"):
-            found = ask(encoded, asked, engine, tell)
-            found = adjust(encoded, asked, found) if adjust else found
+            encoded = opened(volume, window, engine)
+        look_up = _looking(encoded, engine, _part_of(tell, turn, max(1, len(missing))), store)
+        found = _look(encoded, asked, engine, look_up, clock, tell, whole=adjust is not None)
+        if adjust:
+            found = adjust(encoded, asked, found)
         for concept, saliency in zip(asked, found, strict=True):
             with clock.stage("masks"):
                 whole = _whole(encoded, concept, saliency, engine, _part_of(tell, done, len(unique), concept.name))
@@ -330,7 +338,13 @@ def _segment(volume: Volume, query: Query, concept: Concept, whole: Whole, engin
         warnings=tuple(warnings),
         provenance=_provenance(query, concept, whole, confidence, engine),
         confidence=confidence,
+        saliency=None if query.side else _saliency_map(whole),
     )
+
+
+def _saliency_map(whole: Whole) -> SaliencyMap:
+    encoded = whole.encoded
+    return SaliencyMap(encoded.frame, encoded.canvas, encoded.keys.indices, whole.saliency.share)
 
 
 def _confidence(
@@ -345,14 +359,10 @@ def _confidence(
     measured = measured_segment(volume, query, concept, whole, mask)
     if measured is None or whole.refined is None:
         return None
-    return confidence_of(
-        concept.name, measured, mask, whole.encoded, whole.saliency, whole.refined, engine.calibration
-    )
+    return confidence_of(concept.name, measured, mask, whole.encoded, whole.saliency, whole.refined, engine.calibration)
 
 
-def measured_segment(
-    volume: Volume, query: Query, concept: Concept, whole: Whole, mask: np.ndarray
-) -> Measured | None:
+def measured_segment(volume: Volume, query: Query, concept: Concept, whole: Whole, mask: np.ndarray) -> Measured | None:
     """What the calibration judges a segment by, None for one that no key slice holds."""
     if whole.refined is None:
         return None
@@ -381,22 +391,70 @@ def _provenance(
     }
 
 
+def _look(
+    encoded: EncodedVolume,
+    asked: Sequence[Concept],
+    engine: Engine,
+    look_up: Callable[[np.ndarray], None],
+    clock: Clock,
+    tell: Progress,
+    whole: bool,
+) -> list[Saliency]:
+    """The concepts' saliency; unless the ``whole`` volume is wanted, slices of a long one in which none of them can be
+    are not encoded."""
+    every = np.arange(len(encoded.filled))
+    first = first_rows(len(every)) if engine.preset.judges_slices_alone and not whole else every
+    with clock.stage("encoding"):
+        look_up(first)
+    with clock.stage("text and saliency"):
+        found = ask(encoded, asked, engine, tell)
+    if len(first) == len(every):
+        return found
+    rows = [own_rows(saliency.evidence, first) for saliency in found]
+    lacking = np.any(rows, axis=0) & ~encoded.filled
+    if lacking.any():
+        with clock.stage("encoding"):
+            look_up(np.flatnonzero(lacking))
+        with clock.stage("text and saliency"):
+            found = ask(encoded, asked, engine, tell)
+    return [limited(saliency, own) for saliency, own in zip(found, rows, strict=True)]
+
+
 def encode(
     volume: Volume, window: tuple[float, float] | None, engine: Engine, progress: Progress | None
 ) -> EncodedVolume:
-    """Encoded volume from the cache of the last ones, or made now."""
+    """All key slices of a volume encoded, from the cache of the last ones as far as they are there."""
+    encoded = opened(volume, window, engine)
+    _looking(encoded, engine, progress or tell_nobody, None)(np.arange(len(encoded.filled)))
+    return encoded
+
+
+def opened(volume: Volume, window: tuple[float, float] | None, engine: Engine) -> EncodedVolume:
+    """The volume from the cache of the last ones, or anew with no slice encoded."""
     key = _key(volume, window, engine)
     if key not in _encoded:
-        tell, axes = progress or tell_nobody, _axes(volume, engine)
-        parts = [
-            _encode_fitting(volume, window, engine, _part_of(tell, n, len(axes)), axis) for n, axis in enumerate(axes)
-        ]
-        others = tuple(replace(part, coarse=part.coarse[:0]) for part in parts[1:])
-        _encoded[key] = replace(parts[0], others=others)
+        cells, axes = engine.text_image.cells, _axes(volume, engine)
+        own, *others = (open_volume(volume, window, cells, IMAGE_SIZE, axis) for axis in axes)
+        _encoded[key] = replace(own, others=tuple(others))
         while len(_encoded) > KEPT_VOLUMES:
             _encoded.popitem(last=False)
     _encoded.move_to_end(key)
     return _encoded[key]
+
+
+def _looking(
+    encoded: EncodedVolume, engine: Engine, tell: Progress, store: EmbeddingStore | None
+) -> Callable[[np.ndarray], None]:
+    """What encodes rows of a volume that aren't yet; along other axes all of them, at the first call."""
+
+    def look_up(rows: np.ndarray) -> None:
+        parts = [(encoded, rows), *((other, np.arange(len(other.filled))) for other in encoded.others)]
+        for n, (part, wanted) in enumerate(parts):
+            _fill_fitting(part, wanted, engine, _part_of(tell, n, len(parts)), store)
+        for other in encoded.others:  # nothing is decoded there
+            other.coarse = other.coarse[:0]
+
+    return look_up
 
 
 def kept_volume(volume: Volume, window: tuple[float, float] | None, engine: Engine) -> EncodedVolume | None:
@@ -434,24 +492,36 @@ def _key(volume: Volume, window: tuple[float, float] | None, engine: Engine) -> 
     )  # fmt: skip
 
 
-def _encode_fitting(
-    volume: Volume,
-    window: tuple[float, float] | None,
-    engine: Engine,
-    progress: Progress,
-    through: int | None,
-) -> EncodedVolume:
+def _fill_fitting(
+    encoded: EncodedVolume, rows: np.ndarray, engine: Engine, tell: Progress, store: EmbeddingStore | None
+) -> None:
     """Encoded with as many slices at once as fit into the device's memory: half as many after each failure."""
+    if encoded.filled[rows].all():
+        return
     whole = engine.preset.is_student  # which looks across slices and has little to hold
-    at_once = max(volume.shape) if whole else slices_at_once(engine.device)
+    at_once = len(rows) if whole else slices_at_once(engine.device)
+    encode_slices = slice_encoder(engine.decoder, engine.text_image)
+    if store is not None and not whole:
+        encode_slices = store.before(encode_slices, _made_by(engine))
+
+    def tell_done() -> None:
+        done = int(encoded.filled[rows].sum())
+        tell("encoding", done / len(rows), slice=done, slices=len(rows))
+
+    tell_done()
     while True:
         try:
-            return encode_volume(
-                volume, window, engine.decoder, engine.text_image, IMAGE_SIZE, progress, at_once, through
-            )
+            return encoded.fill(rows, encode_slices, at_once, tell_done)
         except (MemoryError, RuntimeError) as problem:
-            if not ran_out_of_memory(problem) or whole or (at_once == 1 and not _encoded):
+            others = [key for key, kept in _encoded.items() if kept is not encoded and encoded not in kept.others]
+            if not ran_out_of_memory(problem) or whole or (at_once == 1 and not others):
                 raise
-        forget_volumes()
+        for key in others:
+            del _encoded[key]
         release_memory(engine.device)
         at_once = max(1, at_once // 2)
+
+
+def _made_by(engine: Engine) -> str:
+    """All that the embedding of a slice depends on, but the slice."""
+    return repr((engine.weights, engine.preset.zero_shot, engine.device, torch.__version__))

@@ -75,6 +75,11 @@ class Preset:
         return self.trained is not None and self.trained.kind == STUDENT
 
     @property
+    def judges_slices_alone(self) -> bool:
+        """Whether what it says of a slice doesn't depend on the other slices."""
+        return self.zero_shot is None and not self.is_student
+
+    @property
     def catalogued(self) -> str:
         """The preset of `weights.json` whose files it needs, "" for none."""
         if self.trained is not None:

@@ -15,6 +15,9 @@ import torch
 from scipy import ndimage
 from torch import Tensor
 
+from MedZeroSegLib.canvas import Canvas
+from MedZeroSegLib.slices import SliceFrame
+
 FOUND_SHARE_MIN = 0.5  # a cell belongs to the structure from here on
 LOST_SHARE_MAX = 0.49  # of a cell that is a rival's
 RIVAL_MARGIN = 2.0  # logits
@@ -53,6 +56,24 @@ class Saliency:
         return float(self.evidence.max(initial=0.0))
 
 
+@dataclass(frozen=True, eq=False)
+class SaliencyMap:
+    """One query's share of every cell, and where these lie in the volume.
+
+    Attributes
+    ----------
+    share
+        float16 [n, s, s] in 0..1, on the canvas of the key slices.
+    indices
+        int [n]: which of the frame's slices these are.
+    """
+
+    frame: SliceFrame
+    canvas: Canvas
+    indices: np.ndarray
+    share: np.ndarray
+
+
 def compete(logits: Tensor, competition: Competition) -> tuple[Tensor, Tensor]:
     """Logits [n, k, s, s] of all texts → share of the query and the cells lost to a rival, each [n, s, s].
 
@@ -71,8 +92,8 @@ def compete(logits: Tensor, competition: Competition) -> tuple[Tensor, Tensor]:
 
 
 def saliency_of(
-    slabs: Sequence[slice],
-    score_slab: Callable[[slice], Tensor],
+    slabs: Sequence[np.ndarray],
+    score_slab: Callable[[np.ndarray], Tensor],
     competitions: Sequence[Competition],
     body: Tensor | None,
     count: int,
@@ -82,6 +103,8 @@ def saliency_of(
 
     Parameters
     ----------
+    slabs
+        Rows of the key slices that are looked at, in pieces; the others hold nothing.
     score_slab
         Gives logits [n, k, cells, cells] of the key slices of a slab.
     body

@@ -10,6 +10,7 @@ import numpy as np
 
 if TYPE_CHECKING:
     from .confidence import Confidence
+    from .saliency import SaliencyMap
     from .vocabulary import Code
     from .volume import Volume
 
@@ -42,6 +43,8 @@ class Segment:
         How the segment was made; JSON-able.
     confidence : Confidence or None
         How far it can be trusted; None where nothing was found or nothing is known of it.
+    saliency : SaliencyMap or None
+        What the text alone found; None where a side was asked for, which texts don't tell.
 
     Raises
     ------
@@ -62,6 +65,7 @@ class Segment:
     warnings: tuple[str, ...] = ()
     provenance: dict[str, Any] = field(default_factory=dict)
     confidence: Confidence | None = None
+    saliency: SaliencyMap | None = None
 
     def __post_init__(self) -> None:
         if self.mask.ndim != 3 or self.mask.dtype != np.bool_:

@@ -79,8 +79,8 @@ class SliceEmbeddings:
 
     def at(self, index: int) -> SliceEmbedding:
         """The embedding of a slice."""
-        if index in self._rows and self._kept is not None:
-            row = self._rows[index]
+        row = self._rows.get(index)
+        if row is not None and self._kept is not None and self._kept.filled[row]:
             coarse = self._kept.coarse[row].astype(np.float32)
             return SliceEmbedding(coarse, self._kept.pixels[row], self._kept.pictures[row])
         if index not in self._made:

@@ -141,8 +141,8 @@ def standardised(values: np.ndarray, body: np.ndarray) -> np.ndarray | None:
 
 
 def reliefs(
-    slabs: Sequence[slice],
-    maps_of: Callable[[slice, list[int]], Tensor],
+    slabs: Sequence[np.ndarray],
+    maps_of: Callable[[np.ndarray, list[int]], Tensor],
     whole: Tensor,
     queries: Sequence[Against],
     body: np.ndarray,
