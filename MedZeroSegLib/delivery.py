@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from MedZeroSegLib.errors import InstallationError
+from MedZeroSegLib.errors import InputError, InstallationError
 from MedZeroSegLib.extent import crop, mask_extent
 from MedZeroSegLib.protocol import SegmentRequest
 from MedZeroSegLib.request_loop import Cancelled, Report
@@ -49,6 +49,8 @@ def hand_over(
         Then there is no file.
     InstallationError
         When the folder has gone.
+    InputError
+        When the disk is full.
     """
     written = None if mask is None else write_mask(file, mask, remedy)
     try:
@@ -102,9 +104,13 @@ def _trust(segment: Segment) -> dict[str, Any]:
 
 
 def write_mask(file: Path, mask: np.ndarray, remedy: str) -> Path:
-    """The .npy of a box; ``remedy`` says what to do where its folder has gone, which raises InstallationError."""
+    """The .npy of a box; ``remedy`` says what to do where its folder has gone, which raises InstallationError, or where
+    the disk is full, which raises InputError: another installation wouldn't help."""
     if not file.parent.is_dir():
         raise InstallationError(f"The folder for the results has gone; {remedy}.")
-    with replacing(file) as stream:
-        np.save(stream, np.ascontiguousarray(mask, dtype=bool), allow_pickle=False)
+    try:
+        with replacing(file) as stream:
+            np.save(stream, np.ascontiguousarray(mask, dtype=bool), allow_pickle=False)
+    except InstallationError as error:
+        raise InputError(f"The result can't be written to the disk; make room on it and {remedy}.") from error
     return file

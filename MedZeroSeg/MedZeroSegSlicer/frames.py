@@ -47,14 +47,17 @@ class FrameResults:
             text = _("{name} is no sequence of frames any more; choose it again.")
             raise InputError(text.format(name=volume.GetName()))
         self._images = self._browser.GetSequenceNode(volume)
-        master = self._browser.GetMasterSequenceNode()
-        self._values = [master.GetNthIndexValue(number) for number in range(master.GetNumberOfDataNodes())]
+        self._values = self._index_values()
         self._sequence = self._browser.GetSequenceNode(segmentation) if segmentation is not None else None
         self.segmentation = segmentation if self._sequence is not None else None
         self._is_new = self._sequence is None
         self._before: dict[int, Any] = {}  # vtkSegmentation of each changed frame, as it was
         self._observers: list[tuple[Any, int]] = []
         self._own_change = False
+
+    def _index_values(self) -> list[str]:
+        master = self._browser.GetMasterSequenceNode()
+        return [master.GetNthIndexValue(number) for number in range(master.GetNumberOfDataNodes())] if master else []
 
     @property
     def count(self) -> int:
@@ -63,10 +66,14 @@ class FrameResults:
 
     @property
     def is_there(self) -> bool:
-        """Whether the sequence is still in the scene and has the frames that it had."""
+        """Whether the sequence is still in the scene."""
         nodes = (self._volume, self._browser, self._images)
-        here = all(node.GetScene() is not None for node in nodes)
-        return here and self._browser.GetNumberOfItems() == self.count
+        return all(node.GetScene() is not None for node in nodes)
+
+    @property
+    def is_same(self) -> bool:
+        """Whether the sequence, which is there, still shows the volume and has the frames that it had."""
+        return self._browser.GetSequenceNode(self._volume) is self._images and self._index_values() == self._values
 
     def image(self, frame: int) -> Any:
         """The volume node that the sequence holds for a frame, from 0."""
@@ -74,7 +81,8 @@ class FrameResults:
 
     def add(self, frame: int, event: Mapping[str, Any], stay_out: bool) -> bool:
         """Put the structure of a "segment" event into a frame, as ``add_result``; True when it had to make the node."""
-        made = self.segmentation is None or self.segmentation.GetScene() is None
+        nodes = (self.segmentation, self._sequence)
+        made = any(node is None or node.GetScene() is None for node in nodes)
         if made:
             self._make()
         with self.change():

@@ -177,8 +177,8 @@ class SegmentationRun:
         """Deliver what has happened; True while there is something to wait for. To be called from a timer."""
         if self._writer is not None and not self._writer.is_alive():
             self._submit()
-        if self.state.under_way and self._request and not self._volume_is_there():
-            self.abandon()
+        if self.state.under_way and self._request:
+            self._look_after_volume()
         if self._arrived is not None:
             event, self._arrived = self._arrived, None
             self._on_event(event)
@@ -255,7 +255,7 @@ class SegmentationRun:
             self.state = replace(self.state, phase=Phase.CANCELLED)
         elif writer is not None and writer.fault is not None:
             text = _("The image could not be handed to the engine ({reason}); make room on the disk and try again.")
-            self.state = failed(self.state, "installation", text.format(reason=writer.fault.strerror or writer.fault))
+            self.state = failed(self.state, "disk", text.format(reason=writer.fault.strerror or writer.fault))
         else:
             self._id = self.engine.submit(message)
 
@@ -284,8 +284,7 @@ class SegmentationRun:
 
     def _can_write(self) -> bool:
         """Whether the image is still what is segmented; else the run has ended for it."""
-        if not self._volume_is_there():
-            self.abandon()
+        if not self._look_after_volume():
             return False
         if volume_stamp(self._grid) != self._stamp:
             self._give_up("input", self._changed_sentence())
@@ -328,8 +327,7 @@ class SegmentationRun:
 
     def _go_on(self) -> None:
         """The next frame of the sequence."""
-        if not self._volume_is_there():
-            self.abandon()
+        if not self._look_after_volume():
             return
         try:
             self._hand_over(self._export())
@@ -348,7 +346,7 @@ class SegmentationRun:
 
     def _give_up(self, code: str, sentence: str) -> None:
         self.engine.cancel()
-        self._id = None
+        self._id = self._message = self._arrived = None
         self.state = failed(self.state, code, sentence)
 
     def _choose(self, segmentation: Any) -> None:
@@ -365,10 +363,17 @@ class SegmentationRun:
         if self._undo is not None:
             self._undo.begin_step()
 
-    def _volume_is_there(self) -> bool:
-        if self._volume is None or self._volume.GetScene() is None:
+    def _look_after_volume(self) -> bool:
+        """Whether the image, or the sequence of them, is still there as it was; else the run ends."""
+        there = self._volume is not None and self._volume.GetScene() is not None
+        if not there or (self._frames is not None and not self._frames.is_there):
+            self.abandon()
             return False
-        return self._frames is None or self._frames.is_there
+        if self._frames is not None and not self._frames.is_same:
+            text = _("The sequence was changed while it was segmented; frames that were ready have been kept.")
+            self._give_up("input", text)
+            return False
+        return True
 
 
 class _Writer(threading.Thread):

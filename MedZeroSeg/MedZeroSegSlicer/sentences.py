@@ -132,9 +132,10 @@ def _over_frames(state: RunState, outcome: Outcome) -> str | None:
     """In how many frames a name was found, and its smallest and largest size; None for what is no sequence."""
     if state.frames == 1:
         return None
-    found = [other for other in state.outcomes if other.typed == outcome.typed and other.found]
+    looked_for = [other for other in state.outcomes if other.typed == outcome.typed]
+    found = [other for other in looked_for if other.found]
     sizes = [other.volume_ml for other in found if other.volume_ml is not None]
-    frames = _("{count} of {frames} frames").format(count=len(found), frames=state.frame + 1)
+    frames = _("{count} of {frames} frames").format(count=len(found), frames=len(looked_for))
     if not sizes:
         return frames
     least, most = _digits(min(sizes)), _digits(max(sizes))

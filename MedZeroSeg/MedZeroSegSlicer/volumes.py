@@ -75,9 +75,13 @@ class VolumeExport:
         path = Path(self.message["voxels"])
         if not path.exists():
             part = path.with_suffix(".part")
-            with part.open("wb") as file:
-                np.save(file, self.voxels, allow_pickle=False)
-            os.replace(part, path)
+            try:
+                with part.open("wb") as file:
+                    np.save(file, self.voxels, allow_pickle=False)
+                os.replace(part, path)
+            except OSError:
+                part.unlink(missing_ok=True)  # the disk may be full
+                raise
         others = sorted(set(path.parent.glob("volume-*.npy")) - {path}, key=lambda other: other.stat().st_mtime)
         for other in others[: max(0, len(others) + 1 - EXPORTS_KEPT)]:
             with suppress(OSError):  # Windows deletes no file that is still mapped

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from MedZeroSegLib.delivery import write_mask
 from MedZeroSegLib.edit_protocol import Action, MaskFile, read_edit, read_edit_end, read_edit_start
 from MedZeroSegLib.errors import InputError, SessionLost
 from MedZeroSegLib.extent import crop, mask_extent
@@ -93,7 +94,7 @@ def _tell(request: Any, masks: list[np.ndarray], mask: np.ndarray, stage: str, r
     if differs.any():
         box = mask_extent(differs)
         file = request.folder / f"{request.id}-{stage}.npy"
-        np.save(file, crop(mask, box).astype(np.uint8))
+        write_mask(file, crop(mask, box), "try the correction again")
     report.event(
         "edited", session=request.session, revision=len(masks) - 1, stage=stage, box=box, mask=file and str(file),
         slices=np.flatnonzero(differs.any(axis=(1, 2))).tolist(), sentences=[], seconds=0.0,

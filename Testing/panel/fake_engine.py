@@ -3,7 +3,7 @@
 The environment variable FAKE_ENGINE_PLAN names the plan's file, JSON with any of
 
 - seconds_loading, seconds_per_slice, seconds_opening, seconds_editing, seconds_spreading: how long these take
-- fault: abort, deaf, error, installation, mask, memory or print
+- fault: abort, deaf, disk, error, installation, mask, memory or print
 - at: the name at which the fault happens; without it, before the first
 
 Beside the plan lie PLAN.asked, the requests that came, and PLAN.pid, the process.
@@ -14,6 +14,7 @@ from __future__ import annotations
 import ctypes
 import json
 import os
+import resource
 import sys
 import time
 from collections.abc import Mapping
@@ -31,6 +32,7 @@ from MedZeroSegLib.errors import InstallationError  # noqa: E402
 from MedZeroSegLib.request_loop import Report, serve  # noqa: E402
 
 PLAN = Path(os.environ["FAKE_ENGINE_PLAN"])
+FULL = 100  # bytes that a full disk takes
 ASK_S = 0.005  # between two looks whether the request is still wanted
 
 
@@ -73,6 +75,8 @@ def fail(fault: str) -> None:
         os.abort()
     if fault == "deaf":
         ctypes.CDLL(None).usleep(60_000_000)
+    if fault == "disk":  # the system refuses to write more than a few bytes, as on a full one
+        resource.setrlimit(resource.RLIMIT_FSIZE, (FULL, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
     if fault == "print":
         print("printed")
         os.write(1, b"written to the descriptor\n")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 from collections.abc import Iterator
 from typing import Any
 
@@ -342,6 +344,46 @@ def test_engine_that_dies_says_so_and_the_next_click_works(corrector, panel):
     panel.plan()
     corrector.click_at("include", (34, 26, 14))
     assert panel.mask("liver")[14, 26, 34]
+
+
+@pytest.mark.parametrize(
+    ("fault", "said"), [("memory", "memory"), ("error", ""), ("disk", "make room on it and try the correction again.")]
+)
+def test_fault_in_a_correction_is_told_changes_nothing_and_the_next_click_works(corrector, panel, fault, said):
+    corrector.click_at("include", NEAR)
+    panel.plan(fault=fault)
+    corrector.click_at("include", (34, 26, 14))
+    assert said in corrector.says and corrector.says.endswith(".") and "Traceback" not in corrector.says
+    assert np.array_equal(panel.mask("liver"), body("liver") | square(*NEAR)) and len(corrector.kept()) == 1
+    panel.plan()
+    panel.logic.free()
+    corrector.click_at("include", (34, 26, 14))
+    assert np.array_equal(panel.mask("liver"), body("liver") | square(*NEAR) | square(34, 26, 14))
+
+
+@pytest.mark.parametrize("stage", ["opening", "spreading"])
+def test_engine_killed_while_it_opens_or_spreads_changes_nothing(corrector, panel, stage):
+    if stage == "spreading":
+        corrector.click_at("include", NEAR)
+    before = panel.mask("liver")
+    panel.plan(**{f"seconds_{stage}": 20})
+    panel.click("spreadButton" if stage == "spreading" else "includeButton")
+    panel.spin(lambda: corrector.correction._current is not None)
+    os.kill(panel.pid(), signal.SIGKILL)
+    corrector.wait()
+    assert "stopped" in corrector.says and np.array_equal(panel.mask("liver"), before)
+    panel.plan()
+    corrector.click_at("exclude", (20, 26, 12))
+    assert np.array_equal(panel.mask("liver"), before & ~square(20, 26, 12))
+
+
+def test_image_deleted_under_a_correction_ends_it(corrector, panel, volume):
+    panel.plan(seconds_editing=20)
+    corrector.place("include", NEAR)
+    panel.spin(lambda: corrector.correction._current is not None)
+    slicer.mrmlScene.RemoveNode(volume)
+    corrector.wait()
+    assert corrector.correction.target is None and not panel.ui.includeButton.enabled
 
 
 def test_voxels_that_change_open_the_correction_anew(corrector, panel, volume):

@@ -12,6 +12,7 @@ import pytest
 slicer = pytest.importorskip("slicer", reason="slicer-core has no wheel for this Python")
 pytest.importorskip("PySide6", reason="PySide6 shows the panel")
 
+from MedZeroSegSlicer.segmentation_run import Settings  # noqa: E402
 from phantoms_of_panel import phantom  # noqa: E402
 
 # Faults
@@ -63,6 +64,69 @@ def test_mask_that_does_not_fit_makes_no_half_segment(volume, panel):
     panel.finish()
     assert panel.phase == "failed" and "spleen" in panel.status
     panel.assert_whole("liver")
+
+
+def test_disk_that_is_full_for_a_result_is_told_with_the_way_out(volume, panel):
+    panel.start("liver; spleen", fault="disk", at="spleen")
+    panel.finish()
+    assert panel.phase == "failed"
+    assert panel.status == "The result can't be written to the disk; make room on it and press Segment again."
+    assert not panel.ui.setupBanner.visible, "another installation wouldn't help"
+    panel.assert_whole("liver")
+
+
+STAGES = {
+    "loading": {"seconds_loading": 5},
+    "encoding": {"seconds_per_slice": 2},
+    "segmenting": {"seconds_per_slice": 0.05},
+}
+
+
+@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("cancelled", [False, True], ids=["running", "cancelling"])
+def test_engine_killed_at_any_stage_leaves_no_half_segment_and_the_next_run_works(volume, panel, stage, cancelled):
+    panel.run("spleen")
+    panel.start("liver", **STAGES[stage])
+    panel.spin(lambda: panel.logic.run.state.code == stage)
+    if cancelled:
+        panel.click("cancelButton")
+    os.kill(panel.pid(), signal.SIGKILL)
+    panel.finish()
+    assert panel.phase == "cancelled" if cancelled else panel.logic.run.state.failure == "worker-died"
+    panel.assert_whole("spleen")
+    panel.plan()
+    panel.run("liver")
+    panel.assert_whole("spleen", "liver")
+
+
+def test_engine_killed_in_a_download_is_told(volume, panel):
+    panel.run("liver")
+    panel.plan(seconds_per_slice=2)
+    panel.logic.fetch(Settings())
+    panel.spin(lambda: panel.logic.run.state.code == "downloading" and panel.logic.run.state.seconds_left is not None)
+    os.kill(panel.pid(), signal.SIGKILL)
+    panel.finish()
+    assert panel.phase == "failed" and panel.logic.run.state.failure == "worker-died", panel.status
+    panel.plan()
+    panel.run("spleen")
+    panel.assert_whole("liver", "spleen")
+
+
+def test_engine_killed_before_it_hears_of_a_check_is_asked_anew(volume, panel):
+    panel.run("liver")
+    os.kill(panel.pid(), signal.SIGSTOP)
+    panel.logic.check(Settings())
+    panel.qapp.processEvents()
+    os.kill(panel.pid(), signal.SIGKILL)
+    panel.finish()
+    assert panel.phase == "done" and panel.status.startswith("Ready"), panel.status
+
+
+def test_engine_killed_while_nothing_is_under_way_is_not_noticed(volume, panel):
+    panel.run("liver")
+    os.kill(panel.pid(), signal.SIGKILL)
+    panel.run("spleen")
+    panel.assert_whole("liver", "spleen")
 
 
 def test_library_that_prints_does_no_harm(volume, panel):

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import numpy as np
 import pytest
 
@@ -92,7 +96,7 @@ def test_all_frames_become_a_sequence_in_the_same_browser(all_frames, cine):
     assert panel.status.endswith("Not found in any frame: right kidney.")
     assert "2 of 4 frames" in panel.ui.measurementsLabel.text and "4 of 4 frames" in panel.ui.measurementsLabel.text
     show(panel, browser, 0)
-    panel.picture("frames", height=820)
+    panel.picture("frames", height=980)
 
 
 def test_all_frames_go_through_one_engine_one_after_the_other(all_frames):
@@ -105,6 +109,15 @@ def test_all_frames_go_through_one_engine_one_after_the_other(all_frames):
     assert [message["names"] for message in asked] == [["liver"]] * COUNT
     assert len({message["volume"]["voxels"] for message in asked}) == COUNT
     assert any(text.startswith("Frame 3 of 4. liver: slice") for text in seen)
+
+
+def test_run_over_frames_looks_as_it_should(all_frames):
+    all_frames.start("liver; spleen", seconds_per_slice=0.02)
+    all_frames.spin(lambda: all_frames.logic.run.state.frame == 2 and all_frames.logic.run.state.code == "segmenting")
+    assert all_frames.picture("frames-running", height=980).exists()
+    all_frames.click("cancelButton")
+    all_frames.finish()
+    assert all_frames.picture("frames-cancelled", height=980).exists()
 
 
 def test_progress_never_falls_and_counts_all_frames(all_frames):
@@ -124,6 +137,7 @@ def test_cancel_keeps_the_frames_that_are_finished(all_frames, cine):
     panel.click("cancelButton")
     panel.finish()
     assert panel.status == "Cancelled after 2 of 4 frames. Segments that were ready have been kept."
+    assert "2 of 2 frames" in panel.ui.measurementsLabel.text
     assert_frames(panel, browser, "liver", (0, 1))
     panel.plan()
     panel.run("liver")
@@ -232,6 +246,82 @@ def test_scene_closed_in_a_run_over_frames_stays_empty(all_frames):
     slicer.mrmlScene.Clear()
     all_frames.finish()
     assert slicer.mrmlScene.GetFirstNodeByClass("vtkMRMLSegmentationNode") is None
+
+
+@contextmanager
+def full_disk() -> Iterator[None]:
+    """The system refuses files of more than a few kilobytes to this process, as a full disk would."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+def test_disk_that_is_full_between_two_frames_keeps_those_before(all_frames, cine):
+    panel, (_volume, browser) = all_frames, cine
+    panel.start("liver", seconds_per_slice=0.01)
+    panel.spin(lambda: panel.logic.run.state.frame == 1 and panel.logic.run.state.code == "segmenting")
+    with full_disk():
+        panel.finish()
+    assert panel.phase == "failed" and panel.status.startswith("The image could not be handed to the engine")
+    assert panel.status.endswith("make room on the disk and try again.") and not panel.ui.setupBanner.visible
+    assert_frames(panel, browser, "liver", (0, 1))
+    assert not list(panel.logic.run.folder.glob("*.part")), "nothing half-written fills the disk"
+    panel.plan()
+    panel.run("liver")
+    assert_frames(panel, browser, "liver", range(COUNT))
+
+
+def test_frame_that_goes_during_the_run_is_told_and_those_before_are_kept(all_frames, cine):
+    panel, (_volume, browser) = all_frames, cine
+    panel.start("liver", seconds_per_slice=0.02)
+    panel.spin(lambda: panel.logic.run.state.frame == 2)
+    images = browser.GetMasterSequenceNode()
+    images.RemoveDataNodeAtValue(images.GetNthIndexValue(COUNT - 1))
+    panel.finish()
+    assert panel.phase == "failed" and panel.status.startswith("The sequence was changed while it was segmented")
+    for frame in (0, 1):
+        show(panel, browser, frame)
+        assert np.array_equal(panel.mask("liver"), shifted(body("liver"), frame))
+    show(panel, browser, 2)
+    assert panel.segments == []
+
+
+def test_frame_whose_image_changes_under_it_gets_no_wrong_mask(all_frames, cine):
+    panel, (_volume, browser) = all_frames, cine
+    panel.start("liver", seconds_per_slice=0.02)
+    panel.spin(lambda: panel.logic.run.state.frame == 1 and panel.logic.run.state.code == "segmenting")
+    image = browser.GetMasterSequenceNode().GetNthDataNode(1)
+    slicer.util.updateVolumeFromArray(image, np.roll(slicer.util.arrayFromVolume(image), 9, axis=1))
+    panel.finish()
+    assert panel.phase == "failed" and "was changed while it was segmented" in panel.status
+    assert_frames(panel, browser, "liver", (0,))
+
+
+def test_browser_that_shows_another_sequence_during_the_run_is_told(all_frames, cine):
+    panel, (volume, browser) = all_frames, cine
+    panel.start("liver", seconds_per_slice=0.02)
+    panel.spin(lambda: panel.logic.run.state.frame == 1)
+    other = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLSequenceNode", "another")
+    for value in ("0", "7"):
+        other.SetDataNodeAtValue(volume, value)
+    browser.SetAndObserveMasterSequenceNodeID(other.GetID())
+    panel.finish()
+    assert panel.phase == "failed" and panel.status.startswith("The sequence was changed while it was segmented")
+
+
+@pytest.mark.parametrize("what", ["segmentation", "sequence"])
+def test_results_that_are_deleted_during_the_run_are_made_anew_for_what_still_comes(all_frames, cine, what):
+    panel, (_volume, browser) = all_frames, cine
+    panel.start("liver", seconds_per_slice=0.02)
+    panel.spin(lambda: panel.logic.run.state.frame == 2)
+    node = panel.widget.parameters.segmentation
+    slicer.mrmlScene.RemoveNode(node if what == "segmentation" else browser.GetSequenceNode(node))
+    panel.finish()
+    assert panel.phase == "done", panel.status
+    assert_frames(panel, browser, "liver", (2, 3))
 
 
 def test_moved_sequence_moves_its_segments(all_frames, cine):

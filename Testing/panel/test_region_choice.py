@@ -54,6 +54,7 @@ def test_region_is_followed_while_the_user_moves_it(volume, region, panel):
         panel.status == panel.ui.runButton.toolTip == "The region R lies outside Abdomen CT: move it, or choose none."
     )
     assert not panel.ui.runButton.enabled
+    panel.picture("region-outside", height=760)
     choose(panel, None)
     assert panel.ui.runButton.enabled and not panel.ui.regionLabel.visible
 
