@@ -18,16 +18,11 @@ from MedZeroSegLib.errors import InputError
 from MedZeroSegLib.mask_decoder.decoder import Embedding
 from MedZeroSegLib.mask_decoder.lite_medsam import IMAGE_SIZE
 from MedZeroSegLib.text_image.model import HeadCard, Scene, SliceFeatures
-from MedZeroSegLib.text_image.student_network import (
-    STACK_PATCH,
-    Architecture,
-    architecture_of,
-    build_network,
-    normalized,
-)
+from MedZeroSegLib.text_image.student_network import Architecture, architecture_of, build_network, normalized
 from MedZeroSegLib.trained_preset import TrainedPreset
 
-OVERLAP = 0.5  # of the windows that slide over a stack
+OVERLAP = 0.5  # of the windows that slide over a slice or a stack
+WINDOWS_AT_ONCE = 4
 
 
 class StudentTextImage:
@@ -50,22 +45,24 @@ class StudentTextImage:
     def encode_slices(self, slices: np.ndarray, canvas: Canvas, embedding: Embedding) -> SliceFeatures:
         """Logits [n, classes, 256, 256] over that of the background; the decoder's embedding isn't looked at."""
         shown = normalized(canvas.place(slices)).to(self.device)
-        if self.architecture.dimension == 2:
-            logits = torch.cat([self.network(one) for one in shown.split(1)])
-        else:
-            logits = self._through_stack(shown)
+        logits = self._through(shown) if self.architecture.dimension == 2 else self._through_stack(shown)
         return SliceFeatures(logits[:, 1:] - logits[:, :1], torch.zeros(len(shown), 0))
 
     def _through_stack(self, shown: Tensor) -> Tensor:
-        """Slices [n, 1, s, s] as one stack, through windows of the size that was trained on."""
+        """Slices [n, 1, s, s] as one stack → [n, c, s, s]."""
+        missing = max(0, self.architecture.patch[0] - len(shown))
+        stack = F.pad(shown.transpose(0, 1)[None], (0, 0, 0, 0, 0, missing), mode="replicate")
+        return self._through(stack)[0, :, : len(shown)].transpose(0, 1)
+
+    def _through(self, inputs: Tensor) -> Tensor:
+        """Logits of inputs [n, 1, ...] through windows of the size that was trained on."""
         from monai.inferers.utils import sliding_window_inference
 
-        stack = shown.transpose(0, 1)[None]
-        missing = max(0, STACK_PATCH[0] - len(shown))
-        stack = F.pad(stack, (0, 0, 0, 0, 0, missing), mode="replicate")
-        logits = sliding_window_inference(stack, STACK_PATCH, 1, self.network, overlap=OVERLAP, mode="gaussian")
+        logits = sliding_window_inference(
+            inputs, self.architecture.patch, WINDOWS_AT_ONCE, self.network, overlap=OVERLAP, mode="gaussian"
+        )
         assert isinstance(logits, Tensor)
-        return logits[0, :, : len(shown)].transpose(0, 1)
+        return logits
 
     def encode_text(self, wordings: Sequence[str], scene: Scene) -> Tensor:
         """Unit vector [classes]; only the card's concepts have one."""

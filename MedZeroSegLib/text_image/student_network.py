@@ -6,8 +6,9 @@ across slices, nor kernels that look there, while these lie further apart than t
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -33,12 +34,15 @@ class Architecture:
         Of each level, the first 1, for each axis.
     filters
         Channels of each level.
+    patch
+        What it is shown at a time, when it learns and when it is used: its norms depend on how much that is.
     """
 
     dimension: int
     classes: int
     strides: tuple[tuple[int, ...], ...]
-    filters: tuple[int, ...] = FILTERS
+    filters: tuple[int, ...]
+    patch: tuple[int, ...]
 
     @property
     def kernels(self) -> tuple[tuple[int, ...], ...]:
@@ -50,35 +54,24 @@ class Architecture:
             sizes.append(tuple(3 if max(r, n) > 1 else 1 for r, n in zip(reached, later, strict=True)))
         return tuple(sizes)
 
-    @property
-    def multiple(self) -> tuple[int, ...]:
-        """What the sides of its input must be multiples of."""
-        total = [1] * self.dimension
-        for stride in self.strides:
-            total = [product * factor for product, factor in zip(total, stride, strict=True)]
-        return tuple(total)
-
 
 def architecture_for(classes: int, dimension: int, distance_ratio: float) -> Architecture:
     """The architecture for slices that lie ``distance_ratio`` times as far apart as pixels."""
     if dimension == 2:
-        return Architecture(2, classes, ((1, 1), *[(2, 2)] * (len(FILTERS) - 1)))
+        return Architecture(2, classes, ((1, 1), *[(2, 2)] * (len(FILTERS) - 1)), FILTERS, PLANE_PATCH)
     strides, ratio = [(1, 1, 1)], distance_ratio
     for _ in FILTERS[1:]:
         across = 2 if ratio < ALIKE_RATIO and sum(stride[0] == 2 for stride in strides) < 3 else 1
         ratio *= across / 2
         strides.append((across, 2, 2))
-    return Architecture(3, classes, tuple(strides))
+    return Architecture(3, classes, tuple(strides), FILTERS, STACK_PATCH)
 
 
-def architecture_of(card: dict[str, object]) -> Architecture:
+def architecture_of(card: Mapping[str, Any]) -> Architecture:
     """Back from JSON; raises TypeError or KeyError for something else."""
-    strides, filters = card["strides"], card["filters"]
-    if not isinstance(strides, Sequence) or not isinstance(filters, Sequence):
-        raise TypeError("no architecture")
-    return Architecture(
-        int(str(card["dimension"])), int(str(card["classes"])), tuple(map(tuple, strides)), tuple(map(int, filters))
-    )
+    strides = tuple(tuple(int(factor) for factor in stride) for stride in card["strides"])
+    filters, patch = (tuple(int(number) for number in card[key]) for key in ("filters", "patch"))
+    return Architecture(int(card["dimension"]), int(card["classes"]), strides, filters, patch)
 
 
 def build_network(architecture: Architecture) -> nn.Module:

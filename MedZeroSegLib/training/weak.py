@@ -21,9 +21,7 @@ from MedZeroSegLib.device import choose_device
 from MedZeroSegLib.errors import InputError
 from MedZeroSegLib.text_image.student import student_card
 from MedZeroSegLib.text_image.student_network import (
-    PLANE_PATCH,
     PLANE_RATIO,
-    STACK_PATCH,
     Architecture,
     architecture_for,
     build_network,
@@ -175,12 +173,13 @@ class WeakTrainer:
         """One varied piece of a case: picture [1, (d,) h, w], labels [(d,) h, w], known [classes], weight."""
         case = self.cases[rng.integers(len(self.cases))]
         flat = self.architecture.dimension == 2
-        depth, patch = (1, PLANE_PATCH) if flat else (STACK_PATCH[0], STACK_PATCH[1:])
+        *through, rows, columns = self.architecture.patch
+        depth = through[0] if through else 1
         start = int(rng.integers(max(1, len(case) - depth + 1)))
         stop = min(len(case), start + depth)
         shown = torch.from_numpy(case.rows("pictures", start, stop)).float() / 255
         labels = torch.from_numpy(case.rows("labels", start, stop))
-        picture, marks = vary(shown, labels, patch, rng)
+        picture, marks = vary(shown, labels, (rows, columns), rng)
         if not flat:
             missing = depth - len(picture)
             picture = torch.cat((picture, picture[-1:].expand(missing, -1, -1)))
