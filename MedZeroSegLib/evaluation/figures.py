@@ -107,6 +107,11 @@ def slice_dice(score: Score) -> float | None:
     return score.slice_dice if score.present else None
 
 
+def auc(score: Score) -> float | None:
+    """Area under the ROC of the saliency where the structure is present."""
+    return score.auc if score.present else None
+
+
 def found(score: Score) -> float | None:
     """1 or 0 where the structure is present."""
     return float(score.found) if score.present else None

@@ -24,7 +24,8 @@ BTCV_THIRTEEN = (
 )  # fmt: skip
 ACDC_THREE = ("left ventricle", "left ventricular myocardium", "right ventricle")
 MEASURES = (
-    "patients", "cases", "Dice", "Dice, false finds as 0", "IoU", "NSD", "HD95", "Dice, mean over slices", "found",
+    "patients", "cases", "Dice", "Dice, false finds as 0", "IoU", "NSD", "HD95", "Dice, mean over slices", "AUC",
+    "found",
 )  # fmt: skip
 PATIENTS_LISTED = 60  # more are in patients.csv only
 NOTES: Mapping[str, str] = {
@@ -126,9 +127,10 @@ def _head(scores: Sequence[Score], facts: RunFacts) -> str:
         "(NSD, within 2 mm, or 2 pixels where the spacing isn't known) as means over the cases in which the structure "
         "is present. HD95 is the 95th percentile of the surfaces' distance in mm, or pixels; the image's diagonal "
         "where a structure was missed. *Mean over slices* counts the slices that hold the structure, each on its own. "
-        "*Dice, false finds as 0* also counts each case in which an absent structure was found. Brackets "
-        "hold 95 % bootstrap intervals over patients (2,000 resamples). *Found* is the share of present structures "
-        "that were found, *false finds* the share of absent ones. *Training* says whether the weights were fitted to "
+        "*AUC* is the area under the ROC of the saliency on the cells of the slices that were looked at, for names "
+        "without a side. *Dice, false finds as 0* also counts each case in which an absent structure was found. "
+        "Brackets hold 95 % bootstrap intervals over patients (2,000 resamples). *Found* is the share of present "
+        "structures that were found, *false finds* the share of absent ones. *Training* says whether the weights were fitted to "
         "other patients of the source, or whether the source is unseen; neither is zero-shot where another source "
         "taught the structure.",
     ]
@@ -304,6 +306,7 @@ def _measures(selections: Sequence[Sequence[Score]], bootstrap: Bootstrap) -> li
         number(bootstrap.estimate(selections, figures.nsd).mean),
         number(bootstrap.estimate(selections, figures.hd95).mean, 1),
         number(bootstrap.estimate(selections, figures.slice_dice).mean),
+        number(bootstrap.estimate(selections, figures.auc).mean),
         percent(bootstrap.estimate(selections, figures.found)),
     ]
 
@@ -328,7 +331,7 @@ def patient_rows(scores: Sequence[Score]) -> list[dict[str, str]]:
         row = {"source": source, "patient": patient, "structure": structure, "cases": str(len(cases))}
         row |= {"present": str(len(present)), "found": str(sum(score.found for score in present))}
         row |= {"false_finds": str(sum(score.found for score in cases if not score.present))}
-        for name, digits in (("dice", 4), ("iou", 4), ("nsd", 4), ("hd95", 2), ("slice_dice", 4)):
+        for name, digits in (("dice", 4), ("iou", 4), ("nsd", 4), ("hd95", 2), ("slice_dice", 4), ("auc", 4)):
             values = [value for score in present if (value := getattr(score, name)) is not None]
             row[name] = number(sum(values) / len(values), digits) if values else ""
         rows.append(row)

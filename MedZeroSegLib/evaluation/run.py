@@ -15,6 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from MedZeroSegLib.evaluation.answers import answers_path, write_answers
 from MedZeroSegLib.evaluation.drawings import layers_of
+from MedZeroSegLib.evaluation.localisation import saliency_auc
 from MedZeroSegLib.evaluation.metrics import agreement, metric_spacing
 from MedZeroSegLib.evaluation.overlays import write_layers
 from MedZeroSegLib.evaluation.prompt_sets import Prompts, check_known
@@ -24,6 +25,7 @@ from MedZeroSegLib.evaluation.report import RunFacts
 from MedZeroSegLib.evaluation.report_files import Measured, write_report_files
 from MedZeroSegLib.evaluation.scores import Score, ScoreTable
 from MedZeroSegLib.evaluation.target import Target
+from MedZeroSegLib.saliency import SaliencyMap
 from MedZeroSegLib.segment import Segmentation
 from MedZeroSegLib.slices import slice_frame
 from MedZeroSegLib.volume import Volume
@@ -225,7 +227,11 @@ def _measure(reference: Reference, segmenter: Segmenter) -> tuple[Segmentation, 
     started = time.perf_counter()
     segmentation = segmenter(reference.volume, reference.texts)
     seconds = time.perf_counter() - started
-    return segmentation, _scores(reference, _masks(reference, segmentation), seconds)
+    maps = {
+        question.name: segment.saliency
+        for question, segment in zip(reference.questions, segmentation.segments, strict=True)
+    }
+    return segmentation, _scores(reference, _masks(reference, segmentation), maps, seconds)
 
 
 def _masks(reference: Reference, segmentation: Segmentation) -> dict[str, np.ndarray]:
@@ -238,15 +244,21 @@ def _measure_naive(reference: Reference, baseline: NaiveSegmenter) -> list[Score
     started = time.perf_counter()
     masks = baseline(reference.volume, reference.texts)
     by_name = {question.name: masks[reference.typed[question.name]] for question in reference.questions}
-    return _scores(reference, by_name, time.perf_counter() - started)
+    return _scores(reference, by_name, {}, time.perf_counter() - started)
 
 
-def _scores(reference: Reference, masks: Mapping[str, np.ndarray], seconds: float) -> list[Score]:
+def _scores(
+    reference: Reference,
+    masks: Mapping[str, np.ndarray],
+    maps: Mapping[str, SaliencyMap | None],
+    seconds: float,
+) -> list[Score]:
     spacing, slice_axis = metric_spacing(reference.volume), slice_frame(reference.volume).permutation[0]
     rows = []
     for question in reference.questions:
         case = question.case
-        agreed = agreement(reference.masks[question.name], masks[question.name], spacing, slice_axis)
+        truth, saliency = reference.masks[question.name], maps.get(question.name)
+        agreed = agreement(truth, masks[question.name], spacing, slice_axis)
         rows.append(
             Score(
                 case=case.case_id,
@@ -258,6 +270,7 @@ def _scores(reference: Reference, masks: Mapping[str, np.ndarray], seconds: floa
                 modality=case.modality,
                 kind=question.kind,
                 typed=reference.typed[question.name],
+                auc=None if saliency is None else saliency_auc(saliency, truth),
             )
         )
     return rows

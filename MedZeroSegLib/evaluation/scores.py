@@ -20,8 +20,9 @@ class Score:
     """One name asked in one case; the measures are None where the structure is absent and wasn't found.
 
     ``seconds`` is the image's time divided by the names asked. ``kind`` is "marked" (by the mask), "whole" (union of
-    marked parts) or "far" (of another body region). ``typed`` is the text that stood for the structure. The last three
-    are None or "" in tables of older versions.
+    marked parts) or "far" (of another body region). ``typed`` is the text that stood for the structure. ``auc`` is
+    `localisation.saliency_auc`, None for sides and methods without saliency. The last four are None or "" in tables of
+    older versions.
     """
 
     case: str
@@ -39,6 +40,7 @@ class Score:
     hd95: float | None = None
     slice_dice: float | None = None
     typed: str = ""
+    auc: float | None = None
 
 
 COLUMNS = tuple(field.name for field in fields(Score))
@@ -115,6 +117,7 @@ def _score(row: dict[str, str]) -> Score:
         hd95=measure("hd95") if "hd95" in row else None,
         slice_dice=measure("slice_dice") if "slice_dice" in row else None,
         typed=row.get("typed", ""),
+        auc=measure("auc") if "auc" in row else None,
     )
 
 

@@ -231,7 +231,7 @@ def test_the_table_has_the_columns_in_their_order(manifest):
     run(manifest, StandIn())
     header = (manifest.parent / "out" / "cases.csv").read_text().splitlines()[0].split(",")
     assert header[:9] == ["case", "source", "structure", "present", "found", "dice", "iou", "nsd", "seconds"]
-    assert header[9:] == ["patient", "modality", "kind", "hd95", "slice_dice", "typed"]
+    assert header[9:] == ["patient", "modality", "kind", "hd95", "slice_dice", "typed", "auc"]
 
 
 def test_a_perfect_segmenter_gets_one_and_true_negatives_have_no_dice(manifest):
