@@ -131,8 +131,8 @@ def _head(scores: Sequence[Score], facts: RunFacts) -> str:
         "without a side. *Dice, false finds as 0* also counts each case in which an absent structure was found. "
         "Brackets hold 95 % bootstrap intervals over patients (2,000 resamples). *Found* is the share of present "
         "structures that were found, *false finds* the share of absent ones. *Training* says whether the weights were "
-        "fitted to other patients of the source, or whether the source is unseen; neither is zero-shot where another source "
-        "taught the structure.",
+        "fitted to other patients of the source, or whether the source is unseen; neither is zero-shot where another "
+        "source taught the structure.",
     ]
     if facts.prompts is not None:
         lines += [
