@@ -89,13 +89,14 @@ def train_corrector(
     manifest: ManifestOption,
     output: Annotated[Path, typer.Option(help="Folder for embeddings and weights.")] = Path("runs/lite"),
     steps: Annotated[int, typer.Option(help="Optimiser steps.")] = 800,
+    checkpoint_every: EveryOption = 50,
     seed: SeedOption = 0,
     weights_folder: WeightsOption = None,
 ) -> None:
-    """Train the corrector, which turns clicks and strokes into masks, with simulated corrections."""
+    """Train the corrector, which turns clicks and strokes into masks, on simulated ones. Goes on where it stopped."""
     from MedZeroSegLib.training.corrector import train
 
-    typer.echo(str(train(manifest, output, steps, seed, weights_folder)))
+    typer.echo(str(train(manifest, output, steps, seed, weights_folder, checkpoint_every)))
 
 
 @train_app.command("weak")

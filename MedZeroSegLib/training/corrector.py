@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-import time
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -30,6 +30,8 @@ from MedZeroSegLib.mask_decoder.corrector import (
 )
 from MedZeroSegLib.presets import load_lite_medsam
 from MedZeroSegLib.training.pictures import Picture, PictureStore, encode_pictures, render_pictures
+from MedZeroSegLib.training.run import run_training
+from MedZeroSegLib.training.schedule import follow, rate_share
 from MedZeroSegLib.training.simulated_hints import Hints, click, mark, spoil, stroke
 from MedZeroSegLib.weights import weights_store
 from MedZeroSegLib.writers import replacing
@@ -39,6 +41,7 @@ NO_HINT, SECOND_LOOK, STROKES, ANCHORS = 0.2, 0.4, 0.2, 0.5  # shares of the sam
 HINTS_MAX = 5
 SIDE_SHARES = (0.5, 0.25, 0.25)  # of the steps that look at windows of each side
 SHIFT_MAX = 12  # pixels of a window's middle
+RATE_FLOOR = 0.02  # of the learning rate, at the end
 
 
 @dataclass(frozen=True)
@@ -65,23 +68,26 @@ class Sample:
     window: Window
 
 
-def train(manifest: Path, output: Path, steps: int, seed: int, weights_folder: Path | None) -> Path:
-    """Encode the train split into ``output``/pictures, as the lite head's training does and shared with it, train, and
-    write ``output``/corrector.safetensors. Sources for non-commercial use aren't learnt from.
+def train(
+    manifest: Path, output: Path, steps: int, seed: int, weights_folder: Path | None, checkpoint_every: int = 50
+) -> Path:
+    """Encode the train split into ``output``/pictures, as the lite head's training does and shared with it, train in
+    ``output``/corrector, and write ``output``/corrector.safetensors. Sources for non-commercial use aren't learnt from.
 
-    Raises InputError or InstallationError.
+    Both stages go on where an earlier run in the same folder stopped; raises InputError or InstallationError.
     """
     cases = read_manifest(manifest, "train")
     folder = output / "pictures"
     store = encode_pictures(cases, load_lite_medsam(weights_store(weights_folder)), folder, seed=0)
     trainer = CorrectorTrainer(store, render_pictures(cases, folder, seed=0), CorrectorTraining(steps, seed=seed))
+    run_training(trainer, output / "corrector", checkpoint_every)
     file = output / WEIGHTS_FILE
-    trainer.run(file)
+    trainer.export(file)
     return file
 
 
 class CorrectorTrainer:
-    """Owns the state of one run.
+    """Owns the state of one run; driven by `run_training`.
 
     Parameters
     ----------
@@ -90,6 +96,8 @@ class CorrectorTrainer:
     shown
         uint8 [n, 256, 256]: the pictures themselves.
     """
+
+    measured = ("loss",)
 
     def __init__(self, store: PictureStore, shown: np.ndarray, settings: CorrectorTraining) -> None:
         torch.manual_seed(settings.seed)
@@ -108,15 +116,8 @@ class CorrectorTrainer:
             sources[picture.source] += 1
         weights = np.array([sources[p.source] ** -0.5 for p in self.pictures])
         self.chances = weights / weights.sum()
-
-    def run(self, file: Path, every: int = 50) -> None:
-        """Train, writing the averaged weights every so many steps."""
-        started, losses = time.monotonic(), []
-        for step in range(1, self.settings.steps + 1):
-            losses.append(self._step(step))
-            if step % every == 0 or step == self.settings.steps:
-                print(f"{step} {np.mean(losses[-every:]):.4f} {time.monotonic() - started:.0f} s", flush=True)
-                self.export(file)
+        self.step, self.steps = 0, settings.steps
+        self.made_with = {**asdict(settings), "pictures": len(self.pictures)}
 
     def export(self, file: Path) -> None:
         """The averaged weights in float16, written atomically."""
@@ -126,12 +127,11 @@ class CorrectorTrainer:
         with replacing(file) as handle:
             handle.write(save(weights, {"medzeroseg": json.dumps(card)}))
 
-    def _step(self, step: int) -> float:
+    def train_step(self) -> dict[str, float]:
         settings = self.settings
-        rate = settings.learning_rate * min(1, step / settings.warm_up)
-        rate *= 0.5 * (1 + np.cos(np.pi * min(1.0, step / settings.steps))) * 0.98 + 0.02
+        share = rate_share(self.step, settings.steps, settings.warm_up, RATE_FLOOR)
         for group in self.optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = settings.learning_rate * share
         side = int(self.rng.choice(WINDOW_SIDES, p=SIDE_SHARES))
         samples = [self._sample(side) for _ in range(settings.batch)]
         logits = self.network(*_inputs(samples))
@@ -140,9 +140,23 @@ class CorrectorTrainer:
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.network.parameters(), 1.0)
         self.optimizer.step()
-        for name, value in self.network.state_dict().items():
-            self.mean[name].lerp_(value, 1 - settings.average)
-        return float(loss.detach())
+        self.step += 1
+        follow(self.mean, self.network.state_dict(), settings.average, self.step)
+        return {"loss": loss.item()}
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "network": self.network.state_dict(),
+            "mean": self.mean,
+            "optimizer": self.optimizer.state_dict(),
+            "rng": json.dumps(self.rng.bit_generator.state),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.network.load_state_dict(state["network"])
+        self.mean = state["mean"]
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.rng.bit_generator.state = json.loads(state["rng"])
 
     def _sample(self, side: int) -> Sample:
         """A sample that fits into a window of this side."""
