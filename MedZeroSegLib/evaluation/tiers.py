@@ -22,6 +22,9 @@ TIERS: Mapping[str, str] = {
 }
 
 
+PSEUDO = "masks of "  # begins the name of a source whose masks a preset drew
+
+
 @dataclass(frozen=True)
 class Tier:
     """A letter of ``TIERS``, and sentences on what these patients were to the weights."""
@@ -45,6 +48,9 @@ def tier_of(data: DataSet, trained_sources: Sequence[str] | None, patients: Iter
     if not trained_sources:
         return Tier("Z0", ("The pretrained models' own images aren't listed and may include public ones.",))
     kin = [one for one in data.kin if one.source in trained_sources]
+    teachers = [source.removeprefix(PSEUDO) for source in trained_sources if source.startswith(PSEUDO)]
+    if not kin and teachers:
+        return Tier("W", (f"A student of {', '.join(teachers)}, which other sources' masks had taught.",))
     if not kin:
         return Tier("T", _settings_remarks(data.kin, patients))
     if any(one.trained is None for one in kin):

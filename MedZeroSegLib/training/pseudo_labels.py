@@ -191,11 +191,11 @@ def _case(record: CaseRecord, folder: Path, known: dict[str, float], structures:
 
 
 def _teacher(records: Sequence[CaseRecord], folder: Path) -> dict[str, Any]:
-    """Preset, version and weights that drew the masks."""
+    """Preset, version and weights that drew the masks, and the sources whose masks had taught it."""
     made = [{key: record.provenance[key] for key in ("preset", "version", "weights")} for record in records]
     if any(one != made[0] for one in made):
         raise InputError(f"'{folder}' holds cases of several presets or weights; run the cohort once more with one.")
-    return made[0]
+    return {**made[0], "sources": list(records[0].provenance["settings"].get("trained_sources", ()))}
 
 
 def _sideless(name: str) -> str:

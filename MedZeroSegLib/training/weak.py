@@ -19,6 +19,7 @@ from torch import Tensor
 
 from MedZeroSegLib.device import choose_device
 from MedZeroSegLib.errors import InputError
+from MedZeroSegLib.evaluation.tiers import PSEUDO
 from MedZeroSegLib.text_image.student import student_card
 from MedZeroSegLib.text_image.student_network import (
     PLANE_RATIO,
@@ -158,9 +159,9 @@ class WeakTrainer:
         """The averaged weights with their card, as a preset."""
         weights = save({name: value.cpu().contiguous() for name, value in self.mean.items()})
         masks = Counter(name for case in labels.cases for name in case.trust)
-        source = f"masks of {labels.teacher['preset']}"
+        seen = {f"{PSEUDO}{labels.teacher['preset']}": sum(len(case) for case in self.cases)}
         card = {
-            **student_card(self.architecture, self.structures, {source: sum(len(case) for case in self.cases)}),
+            **student_card(self.architecture, self.structures, {**dict.fromkeys(labels.teacher["sources"], 0), **seen}),
             "note": NOTE.format(teacher=labels.teacher["preset"]),
             "licence": "not stated; that of the images and of the teacher's weights",
             "teacher": labels.teacher,

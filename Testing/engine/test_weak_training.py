@@ -22,6 +22,8 @@ from MedZeroSegLib import pipeline, read_volume, segment
 from MedZeroSegLib.cohort.journal import Journal
 from MedZeroSegLib.errors import InputError
 from MedZeroSegLib.evaluation.closed_presets import segment_known
+from MedZeroSegLib.evaluation.datasets import DATA_SETS
+from MedZeroSegLib.evaluation.tiers import tier_of
 from MedZeroSegLib.presets import load_engine, preset_named
 from MedZeroSegLib.text_image.student_network import architecture_for, build_network
 from MedZeroSegLib.trained_preset import CARD, WEIGHTS, read_trained_preset
@@ -248,6 +250,13 @@ def test_a_retrained_student_is_loaded_anew(student, tmp_path):
     (folder / CARD).write_text(json.dumps({**card, "weights_sha256": sha256_of(folder / WEIGHTS)}))
     second = load_engine(str(folder), "cpu")
     assert second.preset.name != first.preset.name and second.weights != first.weights
+
+
+def test_figures_of_a_student_are_of_the_weak_tier_unless_its_teacher_saw_masks_of_the_data_set(student):
+    sources = tuple(load_engine(str(student[0]), "cpu").settings["trained_sources"])
+    assert sources == ("masks of arithmetic",)
+    assert tier_of(DATA_SETS["acdc"], sources, ["patient101"]).letter == "W"
+    assert tier_of(DATA_SETS["acdc"], (*sources, "acdc_cardiac_mr"), ["patient101"]).letter == "S"
 
 
 # For nnU-Net
