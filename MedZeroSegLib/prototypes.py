@@ -29,7 +29,8 @@ SHARE_MIN = 1e-4  # of the text's, whose logit is blended
 
 @dataclass(frozen=True, eq=False)
 class Side:
-    """The cells on one side of an outline: how many, their mean feature float64 [c] and mean outer product [c, c]."""
+    """The cells on one side of an outline: how many, their mean feature float64 [c] and mean outer product float32
+    [c, c]."""
 
     count: int
     mean: np.ndarray
@@ -99,7 +100,7 @@ def _side(encoded: EncodedVolume, chosen: np.ndarray) -> Side | None:
         total += features.sum(axis=1)
         products += features @ features.T
     count = int(chosen.sum())
-    return Side(count, total / count, products / count) if count else None
+    return Side(count, total / count, (products / count).astype(np.float32)) if count else None
 
 
 def prototype_of(
@@ -127,7 +128,7 @@ def prototype_of(
 def _pooled(sides: Sequence[Side]) -> tuple[np.ndarray, np.ndarray]:
     """Mean and covariance of sides that count alike."""
     mean = np.mean([side.mean for side in sides], axis=0)
-    return mean, np.mean([side.product for side in sides], axis=0) - np.outer(mean, mean)
+    return mean, np.mean([side.product for side in sides], axis=0, dtype=np.float64) - np.outer(mean, mean)
 
 
 def adjusting(prototypes: Mapping[str, Prototype]) -> Adjust:
@@ -175,7 +176,7 @@ def _blended(
     for n in range(len(share)):
         own, *others = (_enlarged(logits[one][n], share.shape[-1]) for one in (name, *rivals))
         text = logit(np.clip(saliency.share[n].astype(np.float32), SHARE_MIN, 1 - SHARE_MIN))
-        new = expit((1 - weight) * text + weight * own) * encoded.body[n]
+        new = expit((1 - weight) * text + weight * np.clip(own, -LOGIT_MAX, LOGIT_MAX)) * encoded.body[n]
         lost[n] = saliency.lost[n] & (new < FOUND_SHARE_MIN)
         for other in others:
             lost[n] |= other > np.maximum(own, 0)
@@ -184,7 +185,7 @@ def _blended(
 
 
 def _enlarged(cells: np.ndarray, size: int) -> np.ndarray:
-    """float32 [size, size], within ``LOGIT_MAX``."""
+    """Bilinear, float32 [size, size]."""
     tensor = torch.from_numpy(cells)[None, None]
     enlarged = F.interpolate(tensor, (size, size), mode="bilinear", align_corners=False)
-    return enlarged[0, 0].clamp(-LOGIT_MAX, LOGIT_MAX).numpy()
+    return enlarged[0, 0].numpy()

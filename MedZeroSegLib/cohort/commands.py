@@ -44,6 +44,9 @@ def cohort(
     uncertainty: Annotated[
         bool, typer.Option("--uncertainty", help="Also a map of doubtful voxels; training on the masks needs it.")
     ] = False,
+    use_corrections: Annotated[
+        bool, typer.Option("--use-corrections", help="Learn from accepted and corrected cases, where that helps.")
+    ] = False,
     modality: Annotated[str | None, typer.Option(help="CT, MR, X-ray, ultrasound, PET; else read or guessed.")] = None,
     frame: Annotated[Optional[int], typer.Option(help="Frame of time series, from 0.")] = None,  # noqa: UP045
     retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Also cases that failed before.")] = False,
@@ -67,6 +70,7 @@ def cohort(
         format=format,
         dicom_seg=dicom_seg,
         uncertainty=uncertainty,
+        use_corrections=use_corrections,
     )
     found = find_cases(source, structures, modality, frame)
     for sentence in (*found.notes, *check_structures(found.cases, allow_unknown, own_structures(preset))):
@@ -180,7 +184,15 @@ def _tell_dry_run(cases: Any, folder: Path, settings: Any, engine: Any, crew: Cr
 
     journal = Journal(folder) if (folder / FILE).is_file() else None
     entries, outputs = (journal.entries(), journal.outputs()) if journal else ({}, {})
-    plan = make_plan(cases, entries, outputs, folder, settings, engine, retry_failed, reviewed_cases(folder))
+    reviews, learned = reviewed_cases(folder), None
+    if settings.use_corrections:
+        from MedZeroSegLib.cohort.corrections import learned_before, sources_of
+
+        sources = sources_of(cases, folder, settings, engine, reviews)
+        learned = learned_before(sources, folder, settings)
+        if learned is None:
+            typer.echo(f"To learn from: {len(sources)} accepted or corrected cases; the plan is made without them.")
+    plan = make_plan(cases, entries, outputs, folder, settings, engine, retry_failed, reviews, learned)
     expected = estimate(
         [turn.case for turn in plan.turns], settings.preset, settings.device, crew, _measured_seconds(journal)
     )
@@ -194,8 +206,9 @@ def _measured_seconds(journal: Journal | None) -> float | None:
 
 def _plan_lines(plan: Plan, crew: Crew) -> list[str]:
     whole = len(plan.kept) + len(plan.ready)
+    learned = plan.learned.taught.lines() if plan.learned else []
     reasons = ", ".join(f"{count} {reason}" for reason, count in plan.reasons.items())
-    lines = [f"To compute: {len(plan.turns)} cases" + (f" ({reasons})." if reasons else ".")]
+    lines = [*learned, f"To compute: {len(plan.turns)} cases" + (f" ({reasons})." if reasons else ".")]
     if whole:
         lines.append(f"Whole already: {whole} cases.")
     if plan.reviewed:

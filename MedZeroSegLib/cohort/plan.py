@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from MedZeroSegLib.cohort.by_hand import Outputs, belongs_to_a_person
 from MedZeroSegLib.cohort.case import Case
@@ -19,6 +19,9 @@ from MedZeroSegLib.cohort.settings import CaseMarks, EngineMarks, RunSettings, c
 from MedZeroSegLib.cohort.work import case_folder, read_answer, work_place
 from MedZeroSegLib.errors import InputError
 from MedZeroSegLib.weights_catalogue import sha256_of
+
+if TYPE_CHECKING:
+    from MedZeroSegLib.cohort.corrections import Learned
 
 NEW, INTERRUPTED, FAILED = "new", "interrupted", "failed before"
 IMAGE, SETTINGS, WEIGHTS = "image changed", "settings changed", "weights changed"
@@ -52,6 +55,8 @@ class Plan:
     reviewed, by_hand
         Names of those, of ready and kept, that would be computed but for the person who has accepted or corrected
         them, or changed them without a mark on the list.
+    learned
+        What accepted and corrected cases teach about the rest.
     """
 
     turns: tuple[Turn, ...]
@@ -60,6 +65,7 @@ class Plan:
     failed: tuple[Case, ...]
     reviewed: tuple[str, ...] = ()
     by_hand: tuple[str, ...] = ()
+    learned: Learned | None = None
 
     @property
     def reasons(self) -> dict[str, int]:
@@ -76,6 +82,7 @@ def make_plan(
     engine: EngineMarks,
     retry_failed: bool = False,
     reviews: Mapping[str, str] | None = None,
+    learned: Learned | None = None,
 ) -> Plan:
     """Compare the cases with the journal's entries and outputs, and with what lies in the folder.
 
@@ -83,13 +90,17 @@ def make_plan(
     ----------
     reviews
         Status of the cases that people have accepted or corrected, see ``review.reviewed_cases``.
+    learned
+        What such cases teach about the rest, where that is wanted.
     """
     reviews = reviews or {}
     turns, ready, kept, failed = [], [], [], []
     reviewed: list[str] = []
     by_hand: list[str] = []
     for case in cases:
-        marks, entry, signature = case_marks(case, settings, engine), entries.get(case.name), case.signature()
+        corrections = learned.mark_of(case) if learned else ""
+        marks, entry = case_marks(case, settings, engine, corrections), entries.get(case.name)
+        signature = case.signature()
         place, noted = case_folder(folder, case.name), outputs.get(case.name, {})
         unnoted = _unnoted(case, marks, signature, entry, folder)
         reason = "" if unnoted else _reason(case, marks, signature, entry, place, noted, retry_failed)
@@ -107,7 +118,7 @@ def make_plan(
         else:
             kept.append((case, signature))
     turns.sort(key=lambda turn: turn.reason == INTERRUPTED)
-    return Plan(tuple(turns), tuple(ready), tuple(kept), tuple(failed), tuple(reviewed), tuple(by_hand))
+    return Plan(tuple(turns), tuple(ready), tuple(kept), tuple(failed), tuple(reviewed), tuple(by_hand), learned)
 
 
 def _reason(

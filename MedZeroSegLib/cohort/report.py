@@ -17,6 +17,7 @@ from MedZeroSegLib.cohort.case_record import CaseRecord
 from MedZeroSegLib.cohort.outliers import CASES_MIN, OUTLIER_Z, robust_z, size_of, sizes_by_structure
 from MedZeroSegLib.cohort.review import concerns_of
 from MedZeroSegLib.cohort.statistics import SegmentStatistics
+from MedZeroSegLib.cohort.verdicts import kept_taught
 from MedZeroSegLib.errors import InstallationError
 from MedZeroSegLib.writers import NOTICE, replacing
 
@@ -71,6 +72,7 @@ def _page(records: Sequence[CaseRecord], folder: Path) -> str:
         provenance=_provenance(records),
         failures=[record for record in records if record.status == "failed"],
         remarks=_remarks(records),
+        taught=kept_taught(folder),
         histograms=[
             _histogram(name, unit, measured)
             for (name, unit), measured in sorted(sizes.items())

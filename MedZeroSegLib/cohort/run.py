@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import shutil
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from concurrent.futures import CancelledError
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -20,6 +20,7 @@ from MedZeroSegLib.cohort.journal import Journal, held
 from MedZeroSegLib.cohort.plan import Plan, Turn, make_plan, renewed
 from MedZeroSegLib.cohort.review import reviewed_cases
 from MedZeroSegLib.cohort.settings import EngineMarks, RunSettings
+from MedZeroSegLib.cohort.verdicts import forget_taught
 from MedZeroSegLib.cohort.work import (
     CASES_FOLDER,
     WORK_FOLDER,
@@ -34,6 +35,8 @@ from MedZeroSegLib.errors import InstallationError, MedZeroSegError
 
 if TYPE_CHECKING:
     from distributed import Client, Future
+
+    from MedZeroSegLib.cohort.corrections import Learned
 
 RETRIES_MOST = 2  # of a case during which the worker's process has died
 LOST = (
@@ -96,8 +99,9 @@ def run_cohort(
         try:
             bring_back(folder, folder / WORK_FOLDER)
             reviews = reviewed_cases(folder)
+            learned = _learned(cases, folder, settings, engine, crew, reviews)
             plan = make_plan(
-                cases, journal.entries(), journal.outputs(), folder, settings, engine, retry_failed, reviews
+                cases, journal.entries(), journal.outputs(), folder, settings, engine, retry_failed, reviews, learned
             )
             if on_plan:
                 on_plan(plan)
@@ -108,9 +112,7 @@ def run_cohort(
                 work = folder / WORK_FOLDER
                 work.mkdir(exist_ok=True)
                 with hired(crew, work) as (client, slots):
-                    _Dispatch(client, slots, journal, folder, settings, run, len(plan.turns), on_progress).run(
-                        plan.turns
-                    )
+                    _Dispatch(client, slots, journal, folder, settings, run, plan, on_progress).run()
             shutil.rmtree(folder / WORK_FOLDER, ignore_errors=True)
             names = {case.name for case in cases}
             statuses = [entry.status for name, entry in journal.entries().items() if name in names]
@@ -127,6 +129,23 @@ def _make_folders(folder: Path) -> None:
         raise InstallationError(
             f"'{folder}' cannot be made ({reason}); give an output folder that you may write to."
         ) from problem
+
+
+def _learned(
+    cases: tuple[Case, ...],
+    folder: Path,
+    settings: RunSettings,
+    engine: EngineMarks,
+    crew: Crew,
+    reviews: Mapping[str, str],
+) -> Learned | None:
+    """What accepted and corrected cases teach, where that is wanted; kept in the folder for the report."""
+    if not settings.use_corrections:
+        forget_taught(folder)
+        return None
+    from MedZeroSegLib.cohort.corrections import learn, sources_of
+
+    return learn(sources_of(cases, folder, settings, engine, reviews), folder, settings, crew)
 
 
 def _take_over(plan: Plan, journal: Journal, folder: Path, run: int) -> None:
@@ -152,14 +171,15 @@ class _Dispatch:
     folder: Path
     settings: RunSettings
     run_number: int
-    total: int
+    plan: Plan
     on_progress: OnProgress | None
     done: int = 0
     failed: int = 0
     deaths: dict[str, int] = field(default_factory=dict)
 
-    def run(self, turns: Sequence[Turn]) -> None:
+    def run(self) -> None:
         """All cases; those during which a process died come last and alone."""
+        turns = self.plan.turns
         possible = [turn for turn in turns if not turn.case.problem]
         for turn in turns:
             if turn.case.problem:
@@ -194,6 +214,7 @@ class _Dispatch:
             self.folder,
             attempt,
             alone,
+            self.plan.learned,
             key=f"case-{self.run_number}-{turn.case.name}-{attempt}",
             pure=False,
         )
@@ -252,7 +273,7 @@ class _Dispatch:
 
     def _tell(self, turn: Turn) -> None:
         if self.on_progress:
-            self.on_progress(Progress(self.done, self.failed, self.total, turn.case.name))
+            self.on_progress(Progress(self.done, self.failed, len(self.plan.turns), turn.case.name))
 
 
 def _kept_answer(answer: dict[str, Any], computed: CaseRecord) -> dict[str, Any]:

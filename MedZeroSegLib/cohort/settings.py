@@ -32,6 +32,8 @@ class RunSettings:
         Whether cases that come from DICOM also get a DICOM SEG object.
     uncertainty
         Whether cases also get a map of doubtful voxels and a table of slices' doubts.
+    use_corrections
+        Whether accepted and corrected cases help with the rest, see `cohort.corrections`.
     """
 
     preset: str = "lite"
@@ -40,6 +42,7 @@ class RunSettings:
     format: str = "seg.nrrd"
     dicom_seg: bool = False
     uncertainty: bool = False
+    use_corrections: bool = False
 
     def __post_init__(self) -> None:
         if self.format not in FORMATS:
@@ -83,16 +86,15 @@ class CaseMarks:
     weights: str
 
 
-def case_marks(case: Case, settings: RunSettings, engine: EngineMarks) -> CaseMarks:
-    """The marks of a case that is computed now."""
+def case_marks(case: Case, settings: RunSettings, engine: EngineMarks, corrections: str = "") -> CaseMarks:
+    """The marks of a case that is computed now; ``corrections`` as ``Learned.mark_of`` gives them."""
     files = [settings.format, settings.dicom_seg, *(["uncertainty"] if settings.uncertainty else [])]
     asked = [split_names(case.structures), case.modality, case.frame, *files]
-    return CaseMarks(_hash([engine.preset, asked]), engine.weights)
+    used = [corrections] if corrections else []
+    return CaseMarks(_hash([engine.preset, asked, *used]), engine.weights)
 
 
-def check_structures(
-    cases: tuple[Case, ...], allow_unknown: bool, own: Sequence[Structure] = ()
-) -> tuple[str, ...]:
+def check_structures(cases: tuple[Case, ...], allow_unknown: bool, own: Sequence[Structure] = ()) -> tuple[str, ...]:
     """Look at all names once, before anything runs; ``own`` are structures that the preset adds.
 
     Returns

@@ -24,6 +24,7 @@ from MedZeroSegLib.errors import MEMORY_RAN_OUT, InstallationError, MedZeroSegEr
 
 if TYPE_CHECKING:
     from MedZeroSegLib.cohort.case_record import CaseRecord
+    from MedZeroSegLib.cohort.corrections import Learned
     from MedZeroSegLib.segment import Segmentation
     from MedZeroSegLib.volume import Volume
 
@@ -39,7 +40,13 @@ class WorkerLost(Exception):
 
 
 def run_case(
-    case: Case, settings: RunSettings, marks: CaseMarks, folder: Path, attempt: int, alone: bool = False
+    case: Case,
+    settings: RunSettings,
+    marks: CaseMarks,
+    folder: Path,
+    attempt: int,
+    alone: bool = False,
+    learned: Learned | None = None,
 ) -> dict[str, Any]:
     """Compute one case. Its files stay in the folder ``work_place(...)``.
 
@@ -53,6 +60,8 @@ def run_case(
         Number of this attempt at the case, over all runs.
     alone
         Whether to do nothing else meanwhile: for cases during which a process has died before.
+    learned
+        What other cases teach about this one.
 
     Returns
     -------
@@ -74,10 +83,17 @@ def run_case(
             with _as_sentence(case, place, folder):
                 if not _begin(place):
                     return _earlier_answer(place, case)
-                return _compute(case, settings, marks, folder, place, alone)
+                return _compute(case, settings, marks, folder, place, alone, learned)
         except MedZeroSegError as problem:
             shutil.rmtree(place, ignore_errors=True)
             return _failure(case, str(problem), time.perf_counter() - started)
+
+
+@contextmanager
+def alone() -> Iterator[None]:
+    """Nothing else computes in this process meanwhile."""
+    with _computing:
+        yield
 
 
 def work_place(folder: Path, name: str, attempt: int) -> Path:
@@ -116,7 +132,13 @@ def read_answer(place: Path) -> dict[str, Any] | None:
 
 
 def _compute(
-    case: Case, settings: RunSettings, marks: CaseMarks, folder: Path, place: Path, alone: bool
+    case: Case,
+    settings: RunSettings,
+    marks: CaseMarks,
+    folder: Path,
+    place: Path,
+    alone: bool,
+    learned: Learned | None,
 ) -> dict[str, Any]:
     from MedZeroSegLib.cohort.case_record import done_record
 
@@ -128,7 +150,7 @@ def _compute(
         if not alone:
             held.enter_context(_computing)
         waited = time.perf_counter() - waiting
-        segmentation = _segment(volume, case, settings)
+        segmentation = _segment(volume, case, settings, learned)
     files = _write(segmentation, case, settings, place)
     seconds = time.perf_counter() - started - waited
     shown = {kind: case_folder(folder, case.name).relative_to(folder) / name for kind, name in files.items()}
@@ -151,11 +173,15 @@ def _read(case: Case) -> tuple[Volume, str, str]:
     return read_volume(case.image, case.modality, case.frame, case.files or None), signature, sha256
 
 
-def _segment(volume: Volume, case: Case, settings: RunSettings) -> Segmentation:
+def _segment(volume: Volume, case: Case, settings: RunSettings, learned: Learned | None) -> Segmentation:
     from MedZeroSegLib.pipeline import forget_volumes, segment
 
+    asked = (volume, case.structures, settings.preset, settings.device, settings.weights_folder)
+    adjust = learned.adjust_for(volume.modality) if learned else None
     try:
-        return segment(volume, case.structures, settings.preset, settings.device, settings.weights_folder)
+        if learned is None or adjust is None:
+            return segment(*asked)
+        return learned.credited(segment(*asked, adjust=adjust))
     finally:
         forget_volumes()  # nobody asks about this one again
 
