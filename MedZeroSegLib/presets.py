@@ -146,7 +146,7 @@ def preset_named(name: str) -> Preset:
     """
     main, slash, variant = name.partition("/")
     if main not in PRESETS:
-        if not _is_path(name):
+        if not is_folder(name):
             raise InputError(
                 f"The preset {name!r} is unknown; use one of {', '.join(PRESETS)}, or the path of a folder that "
                 "`medzeroseg train weak` or `lite` wrote."
@@ -207,9 +207,9 @@ def own_structures(name: str) -> tuple[Structure, ...]:
         raise InputError(f"The card of '{trained.folder}' is damaged; train the preset again.") from problem
 
 
-def _is_path(name: str) -> bool:
-    """Whether a preset's name can only be that of a folder, or is one."""
-    return Path(name).name != name or Path(name).is_dir()
+def is_folder(name: str) -> bool:
+    """Whether a preset's name can only be that of a folder."""
+    return name.partition("/")[0] not in PRESETS and (Path(name).name != name or Path(name).is_dir())
 
 
 def load_engine(name: str, device: str = "auto", weights_folder: Path | None = None) -> Engine:

@@ -41,6 +41,8 @@ def segment_volume(message: Mapping[str, Any], report: Report) -> dict[str, Any]
     request = read_segment(message)
     report.progress("loading")
     pipeline = _pipeline()
+    from MedZeroSegLib.embedding_store import embedding_store
+
     volume = _asked(_volume(request.volume, _signature(request.volume.voxels)), request)
     setting = _setting(request)
     forecast = Forecast(volume.voxels.size / 1e6, remembered_rates(rates_file(), setting))
@@ -55,7 +57,9 @@ def segment_volume(message: Mapping[str, Any], report: Report) -> dict[str, Any]
         deliver(request, segment, pipeline.segmentation_of(volume, (segment,), engine, {}), report)
 
     where = (request.preset, request.device, request.weights_folder)
-    result = pipeline.segment(volume, request.names, *where, tell, hand_over, request.sensitivity)
+    result = pipeline.segment(
+        volume, request.names, *where, tell, hand_over, request.sensitivity, store=embedding_store()
+    )
     remember_rates(rates_file(), setting, forecast.measured())
     return {
         "seconds": result.seconds,
@@ -108,7 +112,7 @@ def check_engine(message: Mapping[str, Any], report: Report) -> dict[str, Any]:
 
 def fetch_weights(message: Mapping[str, Any], report: Report) -> dict[str, Any]:
     """Answer "fetch": the model files that a preset lacks, from the network; goes on where an earlier one stopped."""
-    from MedZeroSegLib.presets import preset_named
+    from MedZeroSegLib.presets import is_folder, preset_named
     from MedZeroSegLib.weights import weights_store
 
     request = read_check(message)
@@ -123,7 +127,9 @@ def fetch_weights(message: Mapping[str, Any], report: Report) -> dict[str, Any]:
         values = {"done": round(done / 1e6), "total": round(whole / 1e6)}
         report.progress("downloading", min(1.0, done / whole) if whole else 0.0, left, **values)
 
-    store, preset = weights_store(), preset_named(request.preset).catalogued
+    trained = is_folder(request.preset)
+    preset = preset_named(request.preset).catalogued if trained else request.preset.partition("/")[0]
+    store = weights_store()
     if preset:
         store.fetch(preset, progress=tell)
     size = sum(row.size or 0 for row in store.rows(preset)) if preset else 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import signal
@@ -18,13 +19,16 @@ import torch
 from safetensors.torch import load_file, save_file
 from weak_samples import MATRIX, SHAPE, VENTRICLE, heart, make_cohort, small_students
 
-from MedZeroSegLib import pipeline, read_volume, segment
+from MedZeroSegLib import pipeline, read_volume, segment, worker
 from MedZeroSegLib.cohort.journal import Journal
+from MedZeroSegLib.cohort.settings import RunSettings, engine_marks
 from MedZeroSegLib.errors import InputError
 from MedZeroSegLib.evaluation.closed_presets import segment_known
 from MedZeroSegLib.evaluation.datasets import DATA_SETS
 from MedZeroSegLib.evaluation.tiers import tier_of
 from MedZeroSegLib.presets import load_engine, preset_named
+from MedZeroSegLib.protocol import decode_event
+from MedZeroSegLib.request_loop import Channel, Report
 from MedZeroSegLib.text_image.student_network import architecture_for, build_network
 from MedZeroSegLib.trained_preset import CARD, WEIGHTS, read_trained_preset
 from MedZeroSegLib.training.pseudo_labels import read_pseudo_labels, store_cases, volumes_of
@@ -204,6 +208,43 @@ def test_the_real_command_line_takes_the_students_folder(student, tmp_path):
     assert dice(sitk.GetArrayFromImage(sitk.ReadImage(str(output))) > 0, ventricle) > 0.8
     told = json.loads(report.read_text())
     assert told["structures"][0]["found"] and told["settings"]["trained"]["kind"] == "student"
+
+
+def test_the_windows_engine_takes_the_students_folder(student, tmp_path, monkeypatch):
+    monkeypatch.setattr("MedZeroSegLib.forecast.rates_file", lambda: tmp_path / "seconds.json")
+    volume = read_volume(unseen(tmp_path)[0], modality="MR")
+    np.save(tmp_path / "volume.npy", volume.voxels)
+    (tmp_path / "masks").mkdir()
+    message = {
+        "id": 1, "cmd": "segment", "names": ["LV"], "preset": str(student[0]), "device": "cpu",
+        "folder": str(tmp_path / "masks"), "volume": {
+            "voxels": str(tmp_path / "volume.npy"), "ijk_to_lps": volume.ijk_to_lps.tolist(), "modality": "MR",
+            "modality_source": "given", "dimension": 3, "calibrated": True},
+    }  # fmt: skip
+    stream = io.BytesIO()
+    for handler, request in (
+        (worker.check_engine, {**message, "cmd": "check"}), (worker.fetch_weights, message),
+        (worker.segment_volume, message),
+    ):  # fmt: skip
+        handler(request, Report(1, Channel(stream)))
+    events = [event for line in stream.getvalue().splitlines() if (event := decode_event(line))]
+    (found,) = [event for event in events if event["event"] == "segment"]
+    assert found["found"] and found["provenance"]["preset"] == preset_named(str(student[0])).name
+
+
+def test_a_cohort_is_computed_anew_with_a_student_that_learnt_more(student, tmp_path):
+    import shutil
+
+    copied = tmp_path / "copied"
+    copied.mkdir()
+    for name in (CARD, WEIGHTS):
+        shutil.copy(student[0] / name, copied / name)
+    settings = RunSettings(preset=str(copied))
+    before = engine_marks(settings)
+    assert before == engine_marks(settings)
+    card = json.loads((copied / CARD).read_text())
+    (copied / CARD).write_text(json.dumps({**card, "note": "Another."}))
+    assert engine_marks(settings) != before
 
 
 def test_a_name_that_the_student_does_not_know_is_refused_with_those_that_it_knows(student, tmp_path):
