@@ -50,6 +50,7 @@ def segment(
     modality: Annotated[str | None, typer.Option(help="CT, MR, X-ray, ultrasound, PET; else read or guessed.")] = None,
     frame: Annotated[Optional[int], typer.Option(help="Frame of a time series, from 0.")] = None,  # noqa: UP045
     sensitivity: Annotated[float, typer.Option(help="0 to 1: the higher, the less evidence is enough.")] = 0.5,
+    cache: Annotated[bool, typer.Option(help="Keep the image's embeddings on this machine for the next run.")] = True,
     weights_folder: WeightsOption = None,
 ) -> None:
     """Segment named structures in one image."""
@@ -60,7 +61,7 @@ def segment(
     check_output(output, image)
     check_sensitivity(sensitivity)
     volume = read_volume(image, modality=modality, frame=frame)
-    result = _run(volume, structures, preset, device, weights_folder, sensitivity)
+    result = _run(volume, structures, preset, device, weights_folder, sensitivity, cache)
     written = write_segmentation(result, output)
     if report is not None:
         write_report(result, report)
@@ -190,7 +191,13 @@ def main() -> None:
 
 
 def _run(
-    volume: Volume, structures: str, preset: str, device: str, weights_folder: Path | None, sensitivity: float = 0.5
+    volume: Volume,
+    structures: str,
+    preset: str,
+    device: str,
+    weights_folder: Path | None,
+    sensitivity: float = 0.5,
+    cache: bool = False,
 ) -> Segmentation:
     from rich.console import Console
     from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
@@ -201,6 +208,7 @@ def _run(
 
     # Before torch, whose import alone may fail for want of memory.
     require_memory(volume, len(resolve(structures)), preset=preset)
+    from MedZeroSegLib.embedding_store import embedding_store
     from MedZeroSegLib.pipeline import segment as segment_volume
 
     columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn())
@@ -210,7 +218,9 @@ def _run(
         def show(stage: str, share: float, /, **_values: str | int) -> None:
             bar.update(task, description=stage, completed=share)
 
-        return segment_volume(volume, structures, preset, device, weights_folder, show, sensitivity=sensitivity)
+        store = embedding_store() if cache else None
+        where = (preset, device, weights_folder)
+        return segment_volume(volume, structures, *where, show, sensitivity=sensitivity, store=store)
 
 
 def _tell(result: Segmentation) -> None:

@@ -1,6 +1,8 @@
 """Which key slices are encoded: in long volumes every second first, then those near where an asked structure showed.
 
-What a structure's mask is made of depends on its own evidence alone, never on what else was asked or is at hand.
+What a structure's mask is made of depends on its own evidence alone, never on what else was asked or is at hand. How
+much is saved depends on how surely the head tells slices apart: of a trunk CT of 57 key slices that of `lite` had 2 %
+left out for names that were found, 18 % for those that weren't, and one slice of one disc was missed.
 """
 
 from __future__ import annotations
@@ -43,10 +45,7 @@ def own_rows(evidence: np.ndarray, first: np.ndarray) -> np.ndarray:
     return own
 
 
-def limited(saliency: Saliency, rows: np.ndarray) -> Saliency:
-    """The saliency in some key slices, bool [n]; the others hold nothing."""
-    return Saliency(
-        np.where(rows[:, None, None], saliency.share, np.float16(0)),
-        saliency.lost & rows[:, None, None],
-        np.where(rows, saliency.evidence, np.float32(0)),
-    )
+def take_in(saliency: Saliency, more: Saliency, rows: np.ndarray) -> None:
+    """What was seen in further key slices, bool [n]; in place."""
+    saliency.share[rows], saliency.lost[rows] = more.share[rows], more.lost[rows]
+    saliency.evidence[rows] = more.evidence[rows]

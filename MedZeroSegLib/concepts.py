@@ -95,11 +95,18 @@ def concept_of(query: Query, engine: Engine, volume: Volume, plane: str) -> Conc
     )
 
 
-def ask(encoded: EncodedVolume, concepts: Sequence[Concept], engine: Engine, tell: Progress) -> list[Saliency]:
-    """Saliency of each concept over the encoded slices."""
+def ask(
+    encoded: EncodedVolume,
+    concepts: Sequence[Concept],
+    engine: Engine,
+    tell: Progress,
+    rows: np.ndarray | None = None,
+) -> list[Saliency]:
+    """Saliency of each concept over the encoded slices, or over some of them, where the model judges slices alone;
+    the others hold nothing."""
     texts = Texts(engine, lambda: tell("scoring", 0.0, slices=len(encoded.keys.indices)))
     if engine.text_image.calibrated:
-        return _ask_trained(encoded, concepts, engine, texts, tell)
+        return _ask_trained(encoded, concepts, engine, texts, tell, rows)
     return _ask_zero_shot(encoded, concepts, engine, texts, tell)
 
 
@@ -134,7 +141,12 @@ class Texts:
 
 
 def _ask_trained(
-    encoded: EncodedVolume, concepts: Sequence[Concept], engine: Engine, texts: Texts, tell: Progress
+    encoded: EncodedVolume,
+    concepts: Sequence[Concept],
+    engine: Engine,
+    texts: Texts,
+    tell: Progress,
+    rows: np.ndarray | None,
 ) -> list[Saliency]:
     count = len(encoded.keys.indices)
     competitions = [Competition(rows[0], tuple(rows[1:])) for rows in map(texts.rows_of, concepts)]
@@ -145,7 +157,7 @@ def _ask_trained(
         return engine.text_image.score(torch.from_numpy(np.ascontiguousarray(encoded.pixels[slab])), matrix)
 
     body = torch.from_numpy(encoded.body)
-    return saliency_of(encoded.slabs(), score_slab, competitions, body, count, encoded.body.shape[-1])
+    return saliency_of(encoded.slabs(rows), score_slab, competitions, body, count, encoded.body.shape[-1])
 
 
 def _ask_zero_shot(

@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
-from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
@@ -20,7 +19,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
 from MedZeroSegLib.canvas import Canvas
-from MedZeroSegLib.embeddings import EncodedSlices, SliceEncoder
+from MedZeroSegLib.embeddings import EncodedSlices, EncodedVolume, SliceEncoder
 from MedZeroSegLib.errors import InputError, MedZeroSegError
 from MedZeroSegLib.weights import cache_folder
 from MedZeroSegLib.writers import replacing
@@ -45,26 +44,28 @@ class EmbeddingStore:
     folder: Path
     room: int
 
-    def before(self, encode: SliceEncoder, made_by: str) -> SliceEncoder:
-        """An encoder that looks here first, and keeps what it has to make.
+    def give(self, encoded: EncodedVolume, rows: np.ndarray, made_by: str) -> None:
+        """Fill those rows of a volume that are kept here.
 
         ``made_by`` names the models with their weights and settings; together with their code, that is all that the
         embeddings of a slice depend on.
         """
+        for row in rows[~encoded.filled[rows]]:
+            one = self._read(self._file(made_by, encoded.shown[row], encoded.canvas))
+            if one is not None:
+                encoded.put(np.array([row]), one)
 
-        def encode_lacking(slices: np.ndarray, canvas: Canvas) -> EncodedSlices:
-            files = [self._file(made_by, section, canvas) for section in slices]
-            known = [self._read(file) for file in files]
-            lacking = [n for n, one in enumerate(known) if one is None]
-            if lacking:
-                made = encode(slices[lacking], canvas)
-                for place, n in enumerate(lacking):
-                    known[n] = made.at(slice(place, place + 1))
-                    self._write(files[n], made.at(slice(place, place + 1)))
-                self._make_room()
-            return _together([one for one in known if one is not None])
+    def keeping(self, encode: SliceEncoder, made_by: str) -> SliceEncoder:
+        """The encoder, and what it makes is kept here."""
 
-        return encode_lacking
+        def encode_and_keep(slices: np.ndarray, canvas: Canvas) -> EncodedSlices:
+            made = encode(slices, canvas)
+            for n, section in enumerate(slices):
+                self._write(self._file(made_by, section, canvas), made.at(slice(n, n + 1)))
+            self._make_room()
+            return made
+
+        return encode_and_keep
 
     def _file(self, made_by: str, section: np.ndarray, canvas: Canvas) -> Path:
         digest = hashlib.sha256(f"{made_by}\n{_code_digest()}\n{canvas}\n".encode())
@@ -132,8 +133,3 @@ def _code_digest() -> str:
     for file in (library / "canvas.py", *models):
         digest.update(file.read_bytes())
     return digest.hexdigest()
-
-
-def _together(parts: Sequence[EncodedSlices]) -> EncodedSlices:
-    arrays = [[getattr(part, name) for part in parts] for name in ("coarse", "pixels", "summary")]
-    return EncodedSlices(*(np.concatenate(one) for one in arrays))

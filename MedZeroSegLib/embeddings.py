@@ -135,9 +135,9 @@ class EncodedVolume:
         """Embeddings float32 [m, 256, 64, 64] of some key slices."""
         return torch.from_numpy(np.stack([self.coarse[row] for row in rows])).float()
 
-    def slabs(self) -> list[np.ndarray]:
-        """Rows of the encoded slices in pieces that fit in memory."""
-        rows = np.flatnonzero(self.filled)
+    def slabs(self, rows: np.ndarray | None = None) -> list[np.ndarray]:
+        """Rows of encoded slices, by default of all, in pieces that fit in memory."""
+        rows = np.flatnonzero(self.filled) if rows is None else rows
         return [rows[slab] for slab in _slabs(len(rows))]
 
     def fill(
@@ -150,11 +150,12 @@ class EncodedVolume:
         """Encode those of the rows that aren't yet; ``done`` is called after each call of the encoder."""
         lacking = np.array([row for row in rows if not self.filled[row]], int)
         for slab in _slabs(len(lacking), slices_at_once):
-            self._put(lacking[slab], encode(self.shown[lacking[slab]], self.canvas))
+            self.put(lacking[slab], encode(self.shown[lacking[slab]], self.canvas))
             if done:
                 done()
 
-    def _put(self, rows: np.ndarray, made: EncodedSlices) -> None:
+    def put(self, rows: np.ndarray, made: EncodedSlices) -> None:
+        """Take in embeddings of some key slices."""
         if not self.filled.any():
             count = len(self.filled)
             self.coarse = _half_array((count, *made.coarse.shape[1:]))

@@ -88,7 +88,7 @@ class Forecast:
 
     def _count_encoded(self, share: float, slices: int) -> None:
         self._done["planned"] = self._units["planned"]
-        self._units["encoding"] = float(self._encodings * slices)
+        self._units["encoding"] = float(max(1, self._encodings) * slices)  # slices of a kept volume may lack as well
         self._done["encoding"] = share * self._units["encoding"]
         if not self._first[0] and self._done["encoding"]:
             self._first = (self._done["encoding"], self._seconds["encoding"])

@@ -27,7 +27,7 @@ from MedZeroSegLib.assembly import (
 )
 from MedZeroSegLib.axes import other_axes
 from MedZeroSegLib.canvas import fit_canvas
-from MedZeroSegLib.coarse_pass import first_rows, limited, own_rows
+from MedZeroSegLib.coarse_pass import first_rows, own_rows, take_in
 from MedZeroSegLib.concepts import Concept, ask, concept_of
 from MedZeroSegLib.confidence import Confidence, Measured, confidence_of, measure
 from MedZeroSegLib.device import release_memory, slices_at_once
@@ -168,8 +168,8 @@ def segment_with(
         turn = missing.index(window) if window in missing else 0
         with clock.stage("encoding"):
             encoded = opened(volume, window, engine)
-        look_up = _looking(encoded, engine, _part_of(tell, turn, max(1, len(missing))), store)
-        found = _look(encoded, asked, engine, look_up, clock, tell, whole=adjust is not None)
+        filling = Filling(encoded, engine, _part_of(tell, turn, max(1, len(missing))), store)
+        found = _look(filling, asked, clock, tell, whole=adjust is not None)
         if adjust:
             found = adjust(encoded, asked, found)
         for concept, saliency in zip(asked, found, strict=True):
@@ -391,33 +391,26 @@ def _provenance(
     }
 
 
-def _look(
-    encoded: EncodedVolume,
-    asked: Sequence[Concept],
-    engine: Engine,
-    look_up: Callable[[np.ndarray], None],
-    clock: Clock,
-    tell: Progress,
-    whole: bool,
-) -> list[Saliency]:
+def _look(filling: Filling, asked: Sequence[Concept], clock: Clock, tell: Progress, whole: bool) -> list[Saliency]:
     """The concepts' saliency; unless the ``whole`` volume is wanted, slices of a long one in which none of them can be
     are not encoded."""
+    encoded, engine = filling.encoded, filling.engine
     every = np.arange(len(encoded.filled))
     first = first_rows(len(every)) if engine.preset.judges_slices_alone and not whole else every
     with clock.stage("encoding"):
-        look_up(first)
+        filling(first, every)
     with clock.stage("text and saliency"):
-        found = ask(encoded, asked, engine, tell)
-    if len(first) == len(every):
-        return found
-    rows = [own_rows(saliency.evidence, first) for saliency in found]
-    lacking = np.any(rows, axis=0) & ~encoded.filled
-    if lacking.any():
-        with clock.stage("encoding"):
-            look_up(np.flatnonzero(lacking))
+        found = ask(encoded, asked, engine, tell, first)
+    own = [own_rows(saliency.evidence, first) for saliency in found]
+    more = np.setdiff1d(np.flatnonzero(np.any(own, axis=0)), first)
+    with clock.stage("encoding"):
+        filling(more)
+    if len(more):
         with clock.stage("text and saliency"):
-            found = ask(encoded, asked, engine, tell)
-    return [limited(saliency, own) for saliency, own in zip(found, rows, strict=True)]
+            for saliency, added, rows in zip(found, ask(encoded, asked, engine, tell, more), own, strict=True):
+                rows[first] = False
+                take_in(saliency, added, rows)
+    return found
 
 
 def encode(
@@ -425,7 +418,7 @@ def encode(
 ) -> EncodedVolume:
     """All key slices of a volume encoded, from the cache of the last ones as far as they are there."""
     encoded = opened(volume, window, engine)
-    _looking(encoded, engine, progress or tell_nobody, None)(np.arange(len(encoded.filled)))
+    Filling(encoded, engine, progress or tell_nobody)(np.arange(len(encoded.filled)))
     return encoded
 
 
@@ -440,21 +433,6 @@ def opened(volume: Volume, window: tuple[float, float] | None, engine: Engine) -
             _encoded.popitem(last=False)
     _encoded.move_to_end(key)
     return _encoded[key]
-
-
-def _looking(
-    encoded: EncodedVolume, engine: Engine, tell: Progress, store: EmbeddingStore | None
-) -> Callable[[np.ndarray], None]:
-    """What encodes rows of a volume that aren't yet; along other axes all of them, at the first call."""
-
-    def look_up(rows: np.ndarray) -> None:
-        parts = [(encoded, rows), *((other, np.arange(len(other.filled))) for other in encoded.others)]
-        for n, (part, wanted) in enumerate(parts):
-            _fill_fitting(part, wanted, engine, _part_of(tell, n, len(parts)), store)
-        for other in encoded.others:  # nothing is decoded there
-            other.coarse = other.coarse[:0]
-
-    return look_up
 
 
 def kept_volume(volume: Volume, window: tuple[float, float] | None, engine: Engine) -> EncodedVolume | None:
@@ -492,36 +470,69 @@ def _key(volume: Volume, window: tuple[float, float] | None, engine: Engine) -> 
     )  # fmt: skip
 
 
-def _fill_fitting(
-    encoded: EncodedVolume, rows: np.ndarray, engine: Engine, tell: Progress, store: EmbeddingStore | None
-) -> None:
-    """Encoded with as many slices at once as fit into the device's memory: half as many after each failure."""
-    if encoded.filled[rows].all():
-        return
-    whole = engine.preset.is_student  # which looks across slices and has little to hold
-    at_once = len(rows) if whole else slices_at_once(engine.device)
-    encode_slices = slice_encoder(engine.decoder, engine.text_image)
-    if store is not None and not whole:
-        encode_slices = store.before(encode_slices, _made_by(engine))
+class Filling:
+    """Encodes slices of one volume in the course of one request.
 
-    def tell_done() -> None:
-        done = int(encoded.filled[rows].sum())
-        tell("encoding", done / len(rows), slice=done, slices=len(rows))
+    Parameters
+    ----------
+    tell
+        Told "encoding" before the first slice and after each call of the model.
+    store
+        Where slices are looked up first.
+    """
 
-    tell_done()
-    while True:
-        try:
-            return encoded.fill(rows, encode_slices, at_once, tell_done)
-        except (MemoryError, RuntimeError) as problem:
-            others = [key for key, kept in _encoded.items() if kept is not encoded and encoded not in kept.others]
-            if not ran_out_of_memory(problem) or whole or (at_once == 1 and not others):
-                raise
-        for key in others:
-            del _encoded[key]
-        release_memory(engine.device)
-        at_once = max(1, at_once // 2)
+    def __init__(
+        self, encoded: EncodedVolume, engine: Engine, tell: Progress, store: EmbeddingStore | None = None
+    ) -> None:
+        self.encoded, self.engine, self.store = encoded, engine, store
+        axes = 1 + len(encoded.others)
+        self.tell = _part_of(tell, 0, axes)
+        self.others = [Filling(o, engine, _part_of(tell, n, axes), store) for n, o in enumerate(encoded.others, 1)]
+        self.done = 0
 
+    def __call__(self, rows: np.ndarray, at_most: np.ndarray | None = None) -> None:
+        """Encode rows that aren't yet; ``at_most`` are those that may be asked for later, these included. Along other
+        axes all slices are encoded."""
+        if self.store is not None and not self.engine.preset.is_student:
+            self.store.give(self.encoded, rows, self._made_by)
+        lacking = rows[~self.encoded.filled[rows]]
+        planned = self.done + int((~self.encoded.filled[rows if at_most is None else at_most]).sum())
+        if len(lacking):
+            self._fill_fitting(lacking, planned)
+        elif self.done:  # fewer were needed than planned
+            self.tell("encoding", 1.0, slice=self.done, slices=self.done)
+        for other in self.others:
+            other(np.arange(len(other.encoded.filled)))
+            other.encoded.coarse = other.encoded.coarse[:0]  # nothing is decoded there
 
-def _made_by(engine: Engine) -> str:
-    """All that the embedding of a slice depends on, but the slice."""
-    return repr((engine.weights, engine.preset.zero_shot, engine.device, torch.__version__))
+    def _fill_fitting(self, rows: np.ndarray, planned: int) -> None:
+        """With as many slices at once as fit into the device's memory: half as many after each failure."""
+        encoded, device, before = self.encoded, self.engine.device, self.done
+        whole = self.engine.preset.is_student  # which looks across slices and has little to hold
+        at_once = len(rows) if whole else slices_at_once(device)
+        encode_slices = slice_encoder(self.engine.decoder, self.engine.text_image)
+        if self.store is not None and not whole:
+            encode_slices = self.store.keeping(encode_slices, self._made_by)
+
+        def tell_done() -> None:
+            self.done = before + int(encoded.filled[rows].sum())
+            self.tell("encoding", self.done / max(1, planned), slice=self.done, slices=planned)
+
+        tell_done()
+        while True:
+            try:
+                return encoded.fill(rows, encode_slices, at_once, tell_done)
+            except (MemoryError, RuntimeError) as problem:
+                others = [key for key, kept in _encoded.items() if encoded not in (kept, *kept.others)]
+                if not ran_out_of_memory(problem) or whole or (at_once == 1 and not others):
+                    raise
+            for key in others:
+                del _encoded[key]
+            release_memory(device)
+            at_once = max(1, at_once // 2)
+
+    @property
+    def _made_by(self) -> str:
+        """All that the embedding of a slice depends on, but the slice and the models' code."""
+        engine = self.engine
+        return repr((engine.weights, engine.preset.zero_shot, engine.device, torch.__version__))

@@ -35,7 +35,8 @@ class Timed:
     def __init__(self, folder: str) -> None:
         self.folder, self.events, self.submitted = folder, [], 0.0
         worker = str(ROOT / "MedZeroSegLib" / "worker.py")
-        self.engine = EngineProcess([sys.executable, worker], self._on_event)
+        without_store = {**os.environ, "MEDZEROSEG_EMBEDDINGS_GB": "0"}
+        self.engine = EngineProcess([sys.executable, worker], self._on_event, environment=without_store)
 
     def _on_event(self, event: dict[str, Any]) -> None:
         self.events.append((time.perf_counter() - self.submitted, event))
