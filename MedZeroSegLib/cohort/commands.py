@@ -205,7 +205,7 @@ def _measured_seconds(journal: Journal | None) -> float | None:
 
 
 def _plan_lines(plan: Plan, crew: Crew) -> list[str]:
-    whole = len(plan.kept) + len(plan.ready)
+    whole = len(plan.kept) + len(plan.ready) - len(plan.reviewed) - len(plan.by_hand)
     learned = plan.learned.taught.lines() if plan.learned else []
     reasons = ", ".join(f"{count} {reason}" for reason, count in plan.reasons.items())
     lines = [*learned, f"To compute: {len(plan.turns)} cases" + (f" ({reasons})." if reasons else ".")]

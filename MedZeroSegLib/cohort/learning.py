@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import io
 import json
+import zipfile
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -189,7 +191,7 @@ def kept_lesson(file: Path, key: str) -> Lesson | None:
                 name: Taught(Moments(*(_kept_side(stored, number, side, entry) for side in SIDES)), _window(entry))
                 for number, (name, entry) in enumerate(described["structures"].items())
             }
-    except (OSError, ValueError, KeyError, EOFError, TypeError):
+    except (OSError, ValueError, KeyError, EOFError, TypeError, zipfile.BadZipFile, zlib.error):
         return None
     return Lesson(described["modality"], structures)
 
