@@ -108,6 +108,7 @@ class EditingSession:
         self.revisions = Revisions(self.drawing)
         self.corrector = load_corrector(engine.device)
         self.decoder = engine.decoder.on(self.embeddings.canvas)
+        self.means: dict[int, tuple[np.ndarray, np.ndarray]] = {}  # masks of corrected slices, and their mean embeddings
         self._closed = self._closed_by(others, stay_out)
         self._side = self._sides()
 

@@ -83,16 +83,19 @@ class Spreading:
         self.session = session
         self.drawing, self.embeddings = session.drawing, session.embeddings
         self.canvas = session.embeddings.canvas
-        self._means: dict[int, np.ndarray] = {}  # of corrected slices, which don't change meanwhile
 
     def anchors_near(self, index: int) -> np.ndarray | None:
         """Mean embeddings [2, 256] of structure and surroundings in the nearest corrected slices but this; or None."""
         solid = [n for n in self._corrected() if n != index and self.drawing.mask[n].any()]
         nearest = sorted(solid, key=lambda n: abs(n - index))[:ANCHORS_MAX]
-        for n in nearest:
-            if n not in self._means:
-                self._means[n] = anchor_means(self.embeddings.at(n).coarse, self._now(n))
-        return np.mean([self._means[n] for n in nearest], 0) if nearest else None
+        return np.mean([self._mean(n) for n in nearest], 0) if nearest else None
+
+    def _mean(self, n: int) -> np.ndarray:
+        """`anchor_means` of a slice, made anew only where its mask has changed."""
+        now, known = self._now(n), self.session.means.get(n)
+        if known is None or not np.array_equal(known[0], now):
+            known = self.session.means[n] = now, anchor_means(self.embeddings.at(n).coarse, now)
+        return known[1]
 
     def run(self, said: list[str], progress: Progress | None) -> None:
         """Carry what was corrected to the other slices."""
