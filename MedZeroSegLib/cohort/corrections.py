@@ -171,7 +171,7 @@ def _learn(sources: Sequence[Source], place: Path, settings: RunSettings, crew: 
     if judged is None:
         judged, refused = _judgements(usable, lessons, place, settings, crew)
         failures |= refused
-        if not refused:
+        if crew is not None and not refused:
             with replacing(place / SUMMARY_FILE) as file:
                 file.write(json.dumps({"key": key, "dice": judged}, ensure_ascii=False, indent=1).encode())
     verdicts = tuple(_verdicts(lessons, judged))

@@ -151,7 +151,7 @@ def test_a_lesson_returns_from_its_file_unless_it_depends_on_something_else(tmp_
 def test_only_cases_that_ask_for_what_was_learned_are_computed_anew(tmp_path):
     prototype = Prototype(np.ones(4, np.float32), 0.5, 0.3)
     learned = Learned(Told(3, ()), "lite", {"MR": {"liver": prototype}})
-    liver, spleen = (Case(name="a", image=tmp_path, structures=names) for names in ("livr; spleen", "spleen"))
+    liver, spleen = (Case(name="a", image=tmp_path, structures=names) for names in ("hepar; spleen", "spleen"))
     settings, engine = RunSettings(), EngineMarks("a", "b")
     assert learned.mark_of(spleen) == ""
     assert case_marks(spleen, settings, engine, learned.mark_of(spleen)) == case_marks(spleen, settings, engine)
