@@ -108,7 +108,8 @@ class EditingSession:
         self.revisions = Revisions(self.drawing)
         self.corrector = load_corrector(engine.device)
         self.decoder = engine.decoder.on(self.embeddings.canvas)
-        self.means: dict[int, tuple[np.ndarray, np.ndarray]] = {}  # masks of corrected slices, and their mean embeddings
+        # Of corrected slices the masks, and their mean embeddings.
+        self.means: dict[int, tuple[np.ndarray, np.ndarray]] = {}
         self._closed = self._closed_by(others, stay_out)
         self._side = self._sides()
 
