@@ -314,7 +314,7 @@ def _description(number: int, segment: Segment, segmentation: Segmentation, firs
         segment_label=segment.name[:LABEL_LENGTH],
         segmented_property_category=_concept(category),
         segmented_property_type=_concept(code),
-        algorithm_type="AUTOMATIC",
+        algorithm_type="SEMIAUTOMATIC" if segment.provenance.get("corrected") else "AUTOMATIC",
         algorithm_identification=_algorithm(segmentation),
         tracking_id=segment.name[:LABEL_LENGTH],
         tracking_uid=_uid("tracking", first.SeriesInstanceUID, segment.name),

@@ -45,6 +45,8 @@ class CaseRecord:
         "dicom_seg", "report", "uncertainty", "uncertainty_table".
     provenance : dict
         How it was made, see ``provenance_of``; empty for a failed case.
+    masks_sha256 : str
+        Of the masks' file that a person changed and that segments and pictures are of; empty for computed masks.
     reviewed : str
         "open", "accepted" or "corrected", as the review list has it.
     """
@@ -60,6 +62,7 @@ class CaseRecord:
     warnings: tuple[str, ...] = ()
     files: Mapping[str, str] = field(default_factory=dict)
     provenance: Mapping[str, Any] = field(default_factory=dict)
+    masks_sha256: str = ""
     reviewed: str = "open"
 
     def to_json(self) -> dict[str, Any]:

@@ -172,6 +172,11 @@ class Journal:
                 [(record.image, _json(record), signature, record.case) for record, signature in entries],
             )
 
+    def put(self, record: CaseRecord) -> None:
+        """Note the record of masks that a person changed."""
+        with self._transaction() as database:
+            database.execute("UPDATE cases SET record = ? WHERE name = ?", (_json(record), record.case))
+
     def _count(self, run: int) -> None:
         self._database.execute("UPDATE runs SET latest = ?, finished = finished + 1 WHERE run = ?", (time.time(), run))
 

@@ -107,6 +107,7 @@ def run_cohort(
                 on_plan(plan)
             run = journal.start_run(crew.workers, crew.threads, asdict(settings))
             _take_over(plan, journal, folder, run)
+            _adopt(plan, journal, folder, reviews)
             journal.await_turns((turn.case, turn.reason) for turn in plan.turns)
             if plan.turns:
                 work = folder / WORK_FOLDER
@@ -159,6 +160,19 @@ def _take_over(plan: Plan, journal: Journal, folder: Path, run: int) -> None:
     kept = {case.name: (case, signature) for case, signature in plan.kept}
     records = [record for record in journal.records() if record.case in kept]
     journal.touch([(renewed(record, kept[record.case][0]), kept[record.case][1]) for record in records])
+
+
+def _adopt(plan: Plan, journal: Journal, folder: Path, reviews: Mapping[str, str]) -> None:
+    """Make numbers and pictures of masks that people changed."""
+    from MedZeroSegLib.cohort.adoption import adopted
+
+    cases = {case.name: case for case, _signature in plan.kept}
+    cases |= {case.name: case for case, _place, _answer in plan.ready}
+    changed = {*plan.reviewed, *plan.by_hand}
+    for record in [record for record in journal.records() if record.case in changed]:
+        new = adopted(cases[record.case], record, folder, reviews.get(record.case, ""))
+        if new != record:
+            journal.put(new)
 
 
 @dataclass

@@ -13,22 +13,31 @@ from pathlib import Path
 import cohort_samples as samples
 import numpy as np
 import phantoms
+import pydicom
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
+from MedZeroSegLib.cohort.adoption import adopted
+from MedZeroSegLib.cohort.case import Case
 from MedZeroSegLib.cohort.case_record import CaseRecord, done_record, failed_record
 from MedZeroSegLib.cohort.masks_file import read_masks
+from MedZeroSegLib.cohort.mosaic import write_mosaic, write_thumbnail
 from MedZeroSegLib.cohort.outliers import CASES_MIN, outliers_of, robust_z
 from MedZeroSegLib.cohort.review import mark, read_review, with_reviews, write_review
 from MedZeroSegLib.cohort.statistics import statistics_of, write_statistics
+from MedZeroSegLib.cohort.work import ANSWER
+from MedZeroSegLib.dicom_seg import write_dicom_seg
 from MedZeroSegLib.errors import InputError
 from MedZeroSegLib.vocabulary import SIDE_CODES, Code
 from MedZeroSegLib.volume import Volume
+from MedZeroSegLib.volume_io import read_volume
+from MedZeroSegLib.weights_catalogue import sha256_of
 from MedZeroSegLib.writers import write_segmentation
 
 SHAPE = (5, 6, 7)  # k, j, i
+LIVER = Code("SCT", "10200004", "Liver")
 
 
 def oblique_volume(degrees: float = 35.0, **changes: object) -> Volume:
@@ -79,6 +88,69 @@ def test_masks_that_are_cut_short_damaged_or_missing_are_refused(tmp_path, name)
     file.unlink()
     with pytest.raises(InputError, match="can't be read as masks"):
         read_masks(file)
+
+
+# Masks that a person changed
+
+
+def dicom_case(folder: Path) -> tuple[Case, CaseRecord]:
+    """A case from DICOM as the run leaves it, with all its files."""
+    grey = np.random.default_rng(0).integers(0, 300, (5, 9, 7)).astype(np.int16)
+    image = phantoms.dicom_series(folder / "study", grey, [(0, 0, 2 * k) for k in range(5)])
+    volume, place = read_volume(image), folder / "cases" / "a"
+    mask = np.zeros(volume.shape, bool)
+    mask[2, 3:6, 2:4] = True
+    made = samples.segmentation(volume, samples.segment("liver", mask, code=LIVER))
+    names = {"labels": "a.seg.nrrd", "mosaic": "a.png", "thumbnail": "a.jpg", "dicom_seg": "a.dcm"}
+    write_segmentation(made, place / names["labels"])
+    write_mosaic(made, place / names["mosaic"])
+    write_thumbnail(made, place / names["thumbnail"])
+    write_dicom_seg(made, image, place / names["dicom_seg"])
+    files = {kind: f"cases/a/{name}" for kind, name in names.items()}
+    record = done_record(made, "a", str(image), 1.0, {}, files)
+    outputs = {name: [sha256_of(place / name), 1] for name in names.values()}
+    (place / ANSWER).write_text(json.dumps({"record": record.to_json(), "outputs": outputs}))
+    return Case(name="a", image=image, structures="liver"), record
+
+
+def persons_masks(case: Case, file: Path) -> np.ndarray:
+    """A larger liver, and a spleen that nobody asked for; returns the liver."""
+    volume = read_volume(case.image)
+    liver, spleen = np.zeros((2, *volume.shape), bool)
+    liver[1:4, 2:7, 1:5] = True
+    spleen[4, 0:2, 0:2] = True
+    segments = (samples.segment("liver", liver), samples.segment("spleen", spleen))
+    write_segmentation(samples.segmentation(volume, *segments), file)
+    return liver
+
+
+def test_numbers_pictures_and_dicom_become_those_of_the_masks_that_a_person_changed(tmp_path):
+    case, record = dicom_case(tmp_path)
+    assert adopted(case, record, tmp_path, "accepted") is record  # nothing has changed
+    before = {kind: (tmp_path / name).read_bytes() for kind, name in record.files.items()}
+    liver = persons_masks(case, tmp_path / record.files["labels"])
+    saved = (tmp_path / record.files["labels"]).read_bytes()
+    new = adopted(case, record, tmp_path, "corrected")
+    assert [(row.name, row.voxels) for row in new.segments] == [("liver", liver.sum()), ("spleen", 4)]
+    assert new.segments[0].volume_ml / record.segments[0].volume_ml == pytest.approx(liver.sum() / 6)
+    assert [row.doubt for row in new.segments] == [0.0, 0.0] and "A person has changed" in new.warnings[0]
+    assert new.provenance["masks"] == "changed by a person"
+    changed = {kind for kind, name in record.files.items() if (tmp_path / name).read_bytes() != before[kind]}
+    assert changed == {"labels", "mosaic", "thumbnail", "dicom_seg"}
+    assert (tmp_path / record.files["labels"]).read_bytes() == saved
+    stored = pydicom.dcmread(tmp_path / record.files["dicom_seg"])
+    assert [item.SegmentLabel for item in stored.SegmentSequence] == ["liver", "spleen"]
+    assert {item.SegmentAlgorithmType for item in stored.SegmentSequence} == {"SEMIAUTOMATIC"}
+    assert adopted(case, CaseRecord.from_json(json.loads(json.dumps(new.to_json()))), tmp_path, "corrected") == new
+
+
+def test_masks_whose_image_is_gone_keep_their_numbers_and_that_is_said(tmp_path):
+    case, record = dicom_case(tmp_path)
+    persons_masks(case, tmp_path / record.files["labels"])
+    new = adopted(replace(case, image=tmp_path / "gone"), record, tmp_path, "corrected")
+    assert new.segments == record.segments and "does not exist" in new.warnings[-1] and new.masks_sha256 == ""
+    again = adopted(case, new, tmp_path, "corrected")
+    assert again.segments[0].voxels > record.segments[0].voxels and len(again.warnings) == 1
 
 
 # Statistics
