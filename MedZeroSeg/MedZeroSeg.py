@@ -99,6 +99,8 @@ class MedZeroSegWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         self._models = Models.LITE  # those that were examined
         self._confirmed: tuple[str, ...] = ()  # unknown names that the user wants to try
         self._review = Review()  # as shown
+        self._logged: Any = None  # how many lines, and the last one
+        self._purposes: dict[str, str] = {}  # tooltips as the .ui file has them
         self._shortcuts: dict[str, Any] = {}  # by their keys, while the user is in the module
 
     def setup(self) -> None:
@@ -108,6 +110,7 @@ class MedZeroSegWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         self.layout.addWidget(widget)
         self.ui = slicer.util.childWidgetVariables(widget)
         widget.setMRMLScene(slicer.mrmlScene)
+        self._purposes = {name: widget.toolTip for name, widget in vars(self.ui).items() if hasattr(widget, "toolTip")}
         self.logic = MedZeroSegLogic()
         self.logic.onChanged = self.refresh
         self.ui.weightsFolderEdit.filters = ctk.ctkPathLineEdit.Dirs
@@ -131,6 +134,7 @@ class MedZeroSegWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         ):  # fmt: skip
             button.connect("clicked(bool)", lambda _checked, slot=slot: slot())
         ui.promptsEdit.connect("textChanged()", self.onPrompts)
+        ui.advancedSection.connect("contentsCollapsed(bool)", lambda _folded: self._showLog())
         ui.reviewList.connect("itemClicked(QListWidgetItem*)", self.onReviewClicked)
         ui.tryUnknownBox.connect("toggled(bool)", self.onTryUnknown)
         ui.licenceBox.connect("toggled(bool)", self.onLicence)
@@ -265,6 +269,9 @@ class MedZeroSegWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
             for key, value in vars(control).items():
                 if value is not None:
                     setattr(getattr(self.ui, name), key, value)
+            if control.toolTip is None and control.enabled:
+                getattr(self.ui, name).toolTip = self._purposes[name]  # in place of the reason why it was off
+        self._showLog()
         self.correctionPanel.refresh()
         self.workListPanel.refresh()
         for keys, shortcut in self._shortcuts.items():
@@ -272,6 +279,14 @@ class MedZeroSegWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
                 shortcut.enabled = self.ui.cancelButton.enabled or self.correctionPanel.tool != ""
             elif keys in KEYS_OF_TOOLS:  # these are others' keys while none of our tools is used
                 shortcut.enabled = self.correctionPanel.tool != ""
+
+    def _showLog(self) -> None:
+        lines = self.logic.run.log
+        if self.ui.advancedSection.collapsed or (len(lines), lines and lines[-1]) == self._logged:
+            return
+        self._logged = (len(lines), lines and lines[-1])
+        self.ui.logView.setPlainText("\n".join(lines))
+        self.ui.logView.moveCursor(qt.QTextCursor.End)
 
     def facts(self) -> Facts:
         """What is true now."""

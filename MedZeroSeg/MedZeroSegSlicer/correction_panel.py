@@ -151,12 +151,13 @@ class CorrectionPanel:
     # What the user does
 
     def onSelection(self, *_selection: Any) -> None:
-        """Another segment: the tool goes back to looking."""
+        """Another segment: a tool that was used goes back to Include."""
         if self.target() != self._correction.target:
             self._said, self._waiting = "", None
-            if self._placing is not None:
-                self._placing.stop()
-            self._choose()
+            used = self.tool
+            self.stop()
+            if self._choose() and used:
+                self.use("include")
         self.refresh()
 
     def onTool(self, tool: str) -> None:

@@ -110,7 +110,11 @@ def panel_state(facts: Facts) -> dict[str, Control]:
             enabled=not reason,
             toolTip=reason or _("Segment the structures above (Ctrl+Enter)."),
         ),
-        "cancelButton": Control(visible=running, enabled=run.phase in CANCELLABLE),
+        "cancelButton": Control(
+            visible=running,
+            enabled=run.phase in CANCELLABLE,
+            toolTip=_("Stop; segments that are ready stay (Esc).") if run.phase in CANCELLABLE else _("Stopping..."),
+        ),
         "progressBar": Control(visible=running, value=round(1000 * run.fraction)),
         "statusLabel": _shown(run_sentence(run) if running or not reason or facts.has_news else reason),
         "resultsSection": Control(visible=facts.has_segments or bool(run.outcomes)),
@@ -119,7 +123,14 @@ def panel_state(facts: Facts) -> dict[str, Control]:
     }
     for name in INPUTS:
         controls[name] = replace(controls.get(name, Control()), enabled=not running)
-    return controls
+    return {
+        name: control if control.enabled is not False else _with_reason(control) for name, control in controls.items()
+    }
+
+
+def _with_reason(control: Control) -> Control:
+    """A control that is off, and says why."""
+    return control if control.toolTip else replace(control, toolTip=_("The engine is at work; cancel it first."))
 
 
 def _buttons(facts: Facts) -> dict[str, Control]:

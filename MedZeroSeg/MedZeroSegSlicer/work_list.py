@@ -238,7 +238,7 @@ def _load_image(image: Path, name: str) -> Any:
     import vtk
 
     names = vtk.vtkStringArray()
-    files = _files_of_series(image) if image.is_dir() else [image]
+    files = _files_of(image)
     for file in files:
         names.InsertNextValue(str(file))
     logic = slicer.modules.volumes.logic()
@@ -257,20 +257,25 @@ def _load_frame(image: Path, name: str, frame: int) -> Any:
 
     from MedZeroSegLib.volume_io import read_volume
 
-    read = read_volume(image, frame=frame, files=_files_of_series(image) if image.is_dir() else None)
+    files = _files_of(image)
+    read = read_volume(image, frame=frame, files=files if image.is_dir() or len(files) > 1 else None)
     return slicer.util.addVolumeFromArray(read.voxels, LPS_TO_RAS @ read.ijk_to_lps, name)
 
 
-def _files_of_series(folder: Path) -> list[Path]:
-    """The files of the one DICOM series in a folder."""
+def _files_of(image: Path) -> list[Path]:
+    """The files of an image: those of the DICOM series in a folder, or of which one file is given, or that file."""
     from MedZeroSegLib.cohort.dicom_series import find_series
-    from MedZeroSegLib.cohort.image_files import list_files
+    from MedZeroSegLib.cohort.image_files import list_files, may_be_dicom
 
-    series = find_series(list_files(folder).files).series
-    if len(series) != 1:
+    if not image.is_dir() and not may_be_dicom(image):
+        return [image]
+    around = list_files(image if image.is_dir() else image.parent).files
+    series = find_series(file for file in around if may_be_dicom(file)).series
+    if image.is_dir() and len(series) != 1:
         text = _("'{folder}' holds {count} DICOM series and not one; load the right one by hand, or press Next.")
-        raise InputError(text.format(folder=folder, count=len(series)))
-    return list(series[0].files)
+        raise InputError(text.format(folder=image, count=len(series)))
+    own = [each for each in series if image.is_dir() or image in each.files]
+    return list(own[0].files) if own else [image]
 
 
 def _same_grid(segmentation_node: Any, volume_node: Any) -> bool:

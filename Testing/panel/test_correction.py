@@ -432,10 +432,11 @@ def test_other_segments_are_told_to_the_engine(corrector, panel):
     assert start["others"][0]["mask"]["box"] == [i.min(), i.max(), j.min(), j.max(), k.min(), k.max()]
 
 
-def test_another_segment_is_another_correction_and_ends_the_tool(corrector, panel):
+def test_another_segment_is_another_correction_and_the_tool_is_include_again(corrector, panel):
     corrector.click_at("include", NEAR)
+    corrector.panel.click("excludeButton")
     corrector.select("spleen")
-    assert not corrector.ui.includeButton.checked
+    assert corrector.ui.includeButton.checked and not corrector.ui.excludeButton.checked
     corrector.click_at("include", (34, 26, 14))
     assert np.array_equal(panel.mask("spleen"), body("spleen") | square(34, 26, 14))
     assert np.array_equal(panel.mask("liver"), body("liver") | square(*NEAR))

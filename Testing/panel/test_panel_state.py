@@ -131,10 +131,11 @@ def test_warnings_on_the_image_stand_under_its_size():
 
 
 def test_every_control_that_is_off_says_why():
-    for facts in (READY, RUNNING, replace(READY, setup=Setup(weights=weights_of("lite")))):
+    cancelling = replace(RUNNING, run=replace(RUNNING.run, phase=Phase.CANCELLING))
+    for facts in (READY, RUNNING, cancelling, replace(READY, setup=Setup(weights=weights_of("lite")))):
         look = panel_state(facts)
-        for name in ("show3DButton", "undoButton", "editButton", "checkButton", "freeButton"):
-            assert look[name].toolTip, name
+        assert [name for name, control in look.items() if control.enabled is False and not control.toolTip] == []
+    assert panel_state(cancelling)["cancelButton"].toolTip == "Stopping..."
 
 
 # During a run

@@ -47,6 +47,24 @@ def test_progress_is_shown_with_the_time_left(volume, panel):
     panel.finish()
 
 
+def test_inputs_that_rest_say_why_and_then_what_they_are_for_again(volume, panel):
+    purpose = panel.ui.deviceSelector.toolTip
+    panel.start("liver", seconds_per_slice=0.02)
+    panel.spin(lambda: panel.logic.run.state.code == "segmenting")
+    assert not panel.ui.deviceSelector.enabled and panel.ui.deviceSelector.toolTip.endswith("cancel it first.")
+    panel.finish()
+    assert panel.ui.deviceSelector.enabled and panel.ui.deviceSelector.toolTip == purpose != ""
+
+
+def test_log_of_the_engine_can_be_read_under_advanced(volume, panel):
+    panel.start("liver", fault="error")
+    panel.finish()
+    assert panel.ui.logView.toPlainText() == "", "nothing is done for a section that is folded"
+    panel.ui.advancedSection.collapsed = False
+    assert "Traceback" in panel.ui.logView.toPlainText() and panel.ui.logView.readOnly
+    panel.picture("log", height=1100)
+
+
 def test_new_segmentation_becomes_the_chosen_result(volume, panel):
     assert panel.widget.parameters.segmentation is None
     panel.run("liver")

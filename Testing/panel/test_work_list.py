@@ -409,6 +409,35 @@ def test_dicom_series_in_either_order_of_slices_has_its_masks_in_place(module, t
     assert np.array_equal(voxels(work, "spleen"), scan == BODIES["spleen"][0])
 
 
+def test_of_several_dicom_series_in_one_folder_the_right_one_is_loaded(module, tmp_path, review):
+    sys.path.append(str(Path(__file__).parents[1] / "engine"))
+    from phantoms import dicom_series
+
+    from MedZeroSegLib.cohort.inputs import find_cases
+    from MedZeroSegLib.volume_io import read_volume
+
+    study = tmp_path / "study"
+    for number, (first, prefix) in enumerate(((0, "b"), (9, "a"))):
+        series = dicom_series(
+            tmp_path / prefix, grey_levels()[first : first + 9], [(3, -7, 2.5 * k) for k in range(9)],
+            SeriesInstanceUID=f"1.2.{number + 3}", SeriesNumber=str(number),
+        )  # fmt: skip
+        study.mkdir(exist_ok=True)
+        for file in series.iterdir():
+            file.rename(study / f"{prefix}{file.name}")
+    cases = find_cases(str(study), "spleen").cases
+    assert [case.name for case in cases] == ["series-1", "series-0"]
+    for case in cases:
+        volume = read_volume(case.image, files=case.files)
+        row = read_review(review)[0]
+        write_masks(volume, {"spleen": volume.voxels == BODIES["spleen"][0]}, review.parent / row.labels)
+        write_review([record(row.case, case.image, row.labels)], tmp_path / "several.csv")
+        work = WorkList(tmp_path / "several.csv")
+        work.next()
+        assert np.array_equal(slicer.util.arrayFromVolume(work.volume), volume.voxels)
+        (tmp_path / "several.csv").unlink()
+
+
 @in_each_format
 def test_masks_of_a_left_handed_grid_lie_in_place_before_and_after_a_correction(module, review):
     from MedZeroSegLib.volume_io import read_volume
