@@ -44,7 +44,7 @@ def is_dicom(path: Path) -> bool:
 
 
 def read_dicom(path: Path, frame: int | None, files: Sequence[Path] | None = None) -> Reading:
-    """Read one frame of a DICOM file, or of the series in a folder, which ``files`` may list.
+    """Read one frame of a DICOM file, or of the series in a folder; ``files`` lists those of the image, if not all.
 
     Raises
     ------
@@ -78,7 +78,7 @@ def grid_slices(path: Path, files: Sequence[Path] | None = None) -> list[list[Sl
 
 def _slices_of_image(path: Path, files: Sequence[Path] | None) -> tuple[list[Slice], tuple[str, ...]]:
     """The slices of the one image that a path holds, and a warning about what was left out."""
-    if path.is_dir():
+    if path.is_dir() or files is not None:
         slices, warnings = _choose_series(_slices_in_folder(path, files), path)
     else:
         slices, warnings = _slices_of(path), ()

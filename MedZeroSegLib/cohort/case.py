@@ -20,9 +20,9 @@ class Case:
     name
         The only one of its kind in the cohort, whatever the letters' case; fit for a folder's name.
     image
-        Image file, or the folder of a DICOM series.
+        Image file, or the folder of a DICOM series, or one of its files where others lie in its folder.
     files
-        The files of the DICOM series; empty where ``image`` is the file.
+        The files of the DICOM series; empty where ``image`` is the only file, or all in the folder belong to it.
     structures
         Names as typed, separated by ";" or ",".
     modality, frame

@@ -52,7 +52,7 @@ def find_series(files: Iterable[Path]) -> DicomFiles:
                 uid, modality = str(header.get("SeriesInstanceUID") or ""), header.get("Modality")
                 is_image = bool(header.get("Rows") and header.get("Columns")) and modality not in NO_IMAGES
                 kinds = [str(word) for word in header.get("ImageType") or ()]
-                number = str(header.get("SeriesNumber") or "")
+                number = "" if header.get("SeriesNumber") is None else str(header.SeriesNumber)
             except OSError as problem:
                 reason = (problem.strerror or "cannot be opened").lower()
                 damaged[file] = f"'{file}' cannot be read ({reason}); check its permissions."

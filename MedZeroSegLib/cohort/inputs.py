@@ -5,6 +5,7 @@ Cases come in the order of their paths, or of the table's rows, so that a second
 from __future__ import annotations
 
 import glob
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from itertools import takewhile
@@ -12,7 +13,7 @@ from pathlib import Path
 
 from MedZeroSegLib.cohort.case import Case
 from MedZeroSegLib.cohort.case_names import distinct_names
-from MedZeroSegLib.cohort.dicom_series import find_series
+from MedZeroSegLib.cohort.dicom_series import Series, find_series
 from MedZeroSegLib.cohort.image_files import (
     IMAGE_SUFFIXES,
     RESULT_MARK,
@@ -103,7 +104,7 @@ def _listed_cases(listing: Listing, root: Path, common: Case) -> tuple[list[Case
     """Image files one by one and DICOM files by series, in the order of their paths."""
     cases = [replace(common, name=_name_under(root, file), image=file) for file in image_files(listing.files)]
     dicom = find_series(file for file in listing.files if may_be_dicom(file))
-    numbered = _folders_of_several([series.folder for series in dicom.series if len(series.files) > 1])
+    shared, numbered = _shared_folders(dicom.series), _folders_of_several(dicom.series)
     for series in dicom.series:
         if len(series.files) == 1:
             cases.append(replace(common, name=_name_under(root, series.files[0]), image=series.files[0]))
@@ -111,7 +112,8 @@ def _listed_cases(listing: Listing, root: Path, common: Case) -> tuple[list[Case
         name = _name_under(root, series.folder)
         if not name or series.folder in numbered:
             name = "-".join(part for part in (name, f"series-{series.number or series.uid[-6:]}") if part)
-        cases.append(replace(common, name=name, image=series.folder, files=series.files))
+        image = series.files[0] if series.folder in shared else series.folder
+        cases.append(replace(common, name=name, image=image, files=series.files))
     for file, sentence in dicom.damaged.items():
         cases.append(replace(common, name=_name_under(root, file), image=file, problem=sentence))
     cases += _refused(listing, root, common)
@@ -121,12 +123,19 @@ def _listed_cases(listing: Listing, root: Path, common: Case) -> tuple[list[Case
     return sorted(cases, key=lambda case: (str(case.image), case.name)), notes
 
 
-def _folders_of_several(folders: Iterable[Path]) -> set[Path]:
-    seen: set[Path] = set()
-    several: set[Path] = set()
-    for folder in folders:
-        (several if folder in seen else seen).add(folder)
-    return several
+def _folders_of_several(series: Iterable[Series]) -> set[Path]:
+    """Folders after which several series of more than one file would be called."""
+    counts = Counter(each.folder for each in series if len(each.files) > 1)
+    return {folder for folder, count in counts.items() if count > 1}
+
+
+def _shared_folders(series: Iterable[Series]) -> set[Path]:
+    """Folders in or below which files of several series lie, so that they name none of them."""
+    counts: Counter[Path] = Counter()
+    for each in series:
+        holding = {file.parent for file in each.files}
+        counts.update({folder for parent in holding for folder in (parent, *parent.parents)})
+    return {folder for folder, count in counts.items() if count > 1}
 
 
 def _refused(listing: Listing, root: Path, common: Case) -> list[Case]:

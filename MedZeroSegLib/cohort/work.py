@@ -14,13 +14,13 @@ import time
 import traceback
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from MedZeroSegLib.cohort.case import Case
 from MedZeroSegLib.cohort.settings import CaseMarks, RunSettings
-from MedZeroSegLib.errors import MEMORY_RAN_OUT, InstallationError, MedZeroSegError
+from MedZeroSegLib.errors import MEMORY_RAN_OUT, InputError, InstallationError, MedZeroSegError
 
 if TYPE_CHECKING:
     from MedZeroSegLib.cohort.case_record import CaseRecord
@@ -151,7 +151,7 @@ def _compute(
             held.enter_context(_computing)
         waited = time.perf_counter() - waiting
         segmentation = _segment(volume, case, settings, learned)
-    files = _write(segmentation, case, settings, place)
+    files, lacking = _write(segmentation, case, settings, place)
     seconds = time.perf_counter() - started - waited
     shown = {kind: case_folder(folder, case.name).relative_to(folder) / name for kind, name in files.items()}
     record = done_record(
@@ -163,6 +163,7 @@ def _compute(
         {kind: path.as_posix() for kind, path in shown.items()},
         case.frame,
     )
+    record = replace(record, warnings=(*record.warnings, *lacking))
     return _answer(record, {"signature": signature, "image_sha256": sha256, **asdict(marks)}, place)
 
 
@@ -186,8 +187,10 @@ def _segment(volume: Volume, case: Case, settings: RunSettings, learned: Learned
         forget_volumes()  # nobody asks about this one again
 
 
-def _write(segmentation: Segmentation, case: Case, settings: RunSettings, place: Path) -> dict[str, str]:
-    """Write all files of a case and return their names by kind."""
+def _write(
+    segmentation: Segmentation, case: Case, settings: RunSettings, place: Path
+) -> tuple[dict[str, str], tuple[str, ...]]:
+    """Write all files of a case and return their names by kind, and sentences on what could not be made."""
     from MedZeroSegLib.cohort.mosaic import write_mosaic, write_thumbnail
     from MedZeroSegLib.dicom_io import is_dicom
     from MedZeroSegLib.writers import write_report, write_segmentation
@@ -207,12 +210,15 @@ def _write(segmentation: Segmentation, case: Case, settings: RunSettings, place:
 
         chart, table = write_uncertainty(segmentation, place, case.name)
         names |= {"uncertainty": chart.name, "uncertainty_table": table.name}
-    if settings.dicom_seg and is_dicom(case.image):
-        from MedZeroSegLib.dicom_seg import write_dicom_seg
+    if not settings.dicom_seg or not is_dicom(case.image):
+        return names, ()
+    from MedZeroSegLib.dicom_seg import write_dicom_seg
 
-        names["dicom_seg"] = f"{case.name}.dcm"
-        write_dicom_seg(segmentation, case.image, place / names["dicom_seg"], case.files or None)
-    return names
+    try:
+        write_dicom_seg(segmentation, case.image, place / f"{case.name}.dcm", case.files or None)
+    except InputError as problem:  # the image can't be referred to; its masks are as good as any
+        return names, (f"No DICOM SEG: {problem}",)
+    return {**names, "dicom_seg": f"{case.name}.dcm"}, ()
 
 
 def _answer(record: CaseRecord, marks: dict[str, str], place: Path) -> dict[str, Any]:

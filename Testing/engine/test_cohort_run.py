@@ -103,6 +103,8 @@ def mixed(tmp_path_factory):
     (source / "cut short.nii.gz").write_bytes(whole[: len(whole) // 2])
     (source / "no image.nii.gz").write_bytes(b"neither gzip nor NIfTI")
     dicom_series(source / "study", np.full((5, 9, 7), 120, np.int16), [(0, 0, 2 * k) for k in range(5)])
+    odd = [(0, 0, 2 * k) for k in range(5)]
+    dicom_series(source / "odd", np.full((5, 9, 7), 120, np.int16), odd, SeriesInstanceUID="1.2.5", StudyTime="1:2:3")
     lost = [(0, 0, z) for z in (0, 2, 4, 8, 10)]
     dicom_series(source / "with a gap", np.full((5, 9, 7), 120, np.int16), lost, SeriesInstanceUID="1.2.4")
     return source, output, log, cohort(source, output, log, "--dicom-seg")
@@ -112,7 +114,7 @@ def test_bad_cases_never_stop_the_run_and_make_its_exit_status_1(mixed):
     _, _, _, (status, told, cases) = mixed
     assert status == 1, told
     assert {name for name, (state, _) in cases.items() if state == "done"} == {
-        "a", "a-2", "b", "çt scan", "deadly once", "study",
+        "a", "a-2", "b", "çt scan", "deadly once", "odd", "study",
     }  # fmt: skip
     assert {state for state, _ in cases.values()} == {"done", "failed"}
 
@@ -144,6 +146,9 @@ def test_each_case_has_its_files_and_nothing_is_left_over(mixed):
     mask = sitk.GetArrayFromImage(sitk.ReadImage(str(output / CASES_OF_A_FOLDER / "a" / "a.seg.nrrd")))
     assert mask.sum() == 4 * 4 * 2 and mask[1, 2, 3] == 1
     assert (output / CASES_OF_A_FOLDER / "study" / "study.dcm").exists()
+    odd = json.loads((output / CASES_OF_A_FOLDER / "odd" / "case.json").read_text())["record"]
+    assert "No DICOM SEG: " in odd["warnings"][-1] and "dicom_seg" not in odd["files"]  # and its masks are there
+    assert (output / CASES_OF_A_FOLDER / "odd" / "odd.seg.nrrd").exists()
     for file in ("report.html", "review.csv", "statistics.csv"):
         assert (output / file).exists()
 
@@ -152,7 +157,7 @@ def test_status_counts_and_tells_the_failures(mixed):
     process = medzeroseg("status", mixed[1], "--json", log=None)
     told = json.loads(finished(process)[0])
     assert process.returncode == 1
-    assert told["counts"] == {"done": 6, "failed": 5} and told["running"] is False
+    assert told["counts"] == {"done": 7, "failed": 5} and told["running"] is False
     assert {name for name, _ in told["failures"]} == {"cut short", "no image", "faulty", "deadly", "with a gap"}
 
 
