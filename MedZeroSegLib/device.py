@@ -5,6 +5,7 @@ from __future__ import annotations
 from MedZeroSegLib.errors import InputError, InstallationError
 
 DEVICES = ("auto", "cpu", "cuda", "mps")
+CARD_SHARE_MAX = 0.8  # of the memory that is free on a card at the start; the rest is left to the display and to others
 SLAB_SLICES = 16  # slices encoded before their maps are computed; bounds memory to the slab
 
 
@@ -38,6 +39,17 @@ def choose_device(wanted: str = "auto") -> tuple[str, tuple[str, ...]]:
 def slices_at_once(device: str) -> int:
     """Slices that are encoded in one call: on a CPU one, which is no slower and can be stopped after each."""
     return 1 if device == "cpu" else SLAB_SLICES
+
+
+def limit_memory(device: str) -> None:
+    """Keep PyTorch to ``CARD_SHARE_MAX`` of what is free on a card, beside what it holds there already; beyond that it
+    says that memory has run out, and fewer slices are taken at once. Not tried on a card yet."""
+    import torch
+
+    if device == "cuda":
+        free, total = torch.cuda.mem_get_info()
+        held = torch.cuda.memory_reserved()
+        torch.cuda.set_per_process_memory_fraction(min(1.0, (held + CARD_SHARE_MAX * free) / total))
 
 
 def release_memory(device: str) -> None:

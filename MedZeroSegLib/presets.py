@@ -224,9 +224,10 @@ def forget_engines() -> None:
 
 @lru_cache(maxsize=2)
 def _loaded(preset: Preset, device: str, weights_folder: Path | None) -> Engine:
-    from MedZeroSegLib.device import choose_device
+    from MedZeroSegLib.device import choose_device, limit_memory
 
     chosen, passed_over = choose_device(device)
+    limit_memory(chosen)
     if preset.is_student:
         return _load_student(preset, chosen, passed_over)
     if preset.trained is not None:

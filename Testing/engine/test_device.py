@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from MedZeroSegLib import presets
-from MedZeroSegLib.device import DEVICES, choose_device
+from MedZeroSegLib.device import DEVICES, choose_device, limit_memory
 from MedZeroSegLib.errors import InputError, InstallationError
 from MedZeroSegLib.mask_decoder.cpu_graph import fastest_form
 from MedZeroSegLib.mask_decoder.lite_medsam import LiteMedSamModel
@@ -38,6 +38,10 @@ class Machine:
             return plain(*shape, dtype=dtype) * outcome
 
         monkeypatch.setattr(torch, "ones", ones)
+        self.shares: list[float] = []  # of the card's memory that PyTorch may take
+        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (6 << 30, 8 << 30))
+        monkeypatch.setattr(torch.cuda, "memory_reserved", lambda: 1 << 30)
+        monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", self.shares.append)
 
 
 def test_the_cpu_serves_where_there_is_nothing_else(monkeypatch):
@@ -52,6 +56,13 @@ def test_a_device_that_works_is_used(monkeypatch, name):
     assert choose_device("auto") == (name, ())
     assert choose_device(name) == (name, ())
     assert all(dtype == torch.float32 for _, dtype in machine.tried)  # float64 doesn't exist on mps
+
+
+def test_of_a_cards_free_memory_a_fifth_is_left_to_others(monkeypatch):
+    machine = Machine(monkeypatch, cuda=1.0, mps=1.0)
+    for device in DEVICES[1:]:
+        limit_memory(device)
+    assert machine.shares == [pytest.approx((1 + 0.8 * 6) / 8)]
 
 
 def test_cuda_comes_before_mps(monkeypatch):
