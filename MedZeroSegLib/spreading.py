@@ -33,6 +33,7 @@ REPAIR_KEYS = 1.5  # distances between slices with an embedding over which a cli
 DECODER_SHARE = 0.5  # of the decoder, against both
 LIKENESS = 0.7  # Dice of neighbours, where only one slice has been corrected
 RIGHT_MIN = 0.3  # Dice below which a mask is no evidence at all
+WORTH_SPAN = 0.1  # Dice: who gains half of it on a slice that is known counts wholly, who loses as much not at all
 TRUST_SPAN = 0.4  # Dice by which the one has to surpass the other to decide alone
 SEEN_SHARE = 0.5  # of the corrector's own view of a neighbour, against the repair that is carried there
 AREA_MIN = 0.15  # of the neighbour's; below, the structure has ended
@@ -76,6 +77,17 @@ class Anchor:
         return not self.confirmed and bool(self.carried.any())
 
 
+@dataclass(frozen=True)
+class Worth:
+    """How far the models' answers are worth their usual shares, 0..1."""
+
+    corrector: float = 1.0
+    decoder: float = 1.0
+
+
+ALL = Worth()
+
+
 class Spreading:
     """One run through the slices of a session."""
 
@@ -83,6 +95,7 @@ class Spreading:
         self.session = session
         self.drawing, self.embeddings = session.drawing, session.embeddings
         self.canvas = session.embeddings.canvas
+        self._worth = ALL  # where it is at work now
 
     def anchors_near(self, index: int) -> np.ndarray | None:
         """Mean embeddings [2, 256] of structure and surroundings in the nearest corrected slices but this; or None."""
@@ -159,6 +172,7 @@ class Spreading:
     def _between(self, first: Anchor, slices: list[int], second: Anchor, tell: Tell) -> None:
         """From both sides, and the nearer side counts more."""
         before = {n: self.drawing.mask[n].copy() for n in slices}
+        self._worth = self._worth_between(first, second)
         ahead = dict(self._walk(first, slices, tell, towards=second)) if first.pending else {}
         back = dict(self._walk(second, slices[::-1], tell, towards=first)) if second.pending else {}
         done = [first.index]
@@ -172,7 +186,21 @@ class Spreading:
                 logits = self._decoded(n, logits, self._trust(first, second))
             self._put(n, logits)
             done.append(n)
+        self._worth = ALL
         self._fill_gaps([*done, second.index], before, first.local and second.local)
+
+    def _worth_between(self, first: Anchor, second: Anchor) -> Worth:
+        """What the models are worth between two slices that are right, measured on these: from the outline of the one
+        they draw the other, and either bring it nearer to what is there or spoil it."""
+        if not (first.confirmed and second.confirmed and first.mask.any() and second.mask.any()):
+            return ALL
+        corrected, decoded = [], []
+        for start, end in ((first, second), (second, first)):
+            drawn = self._drawn(end.index, start.mask, signed(start.mask))
+            before, after = overlap(start.mask, end.mask), overlap(drawn > 0, end.mask)
+            corrected.append(after - before)
+            decoded.append(overlap(self._decoded(end.index, drawn, 0.0) > 0, end.mask) - after)
+        return Worth(*(float(np.clip(0.5 + np.mean(gains) / WORTH_SPAN, 0, 1)) for gains in (corrected, decoded)))
 
     def _walk(
         self, anchor: Anchor, slices: list[int], tell: Tell, towards: Anchor | None = None
@@ -226,12 +254,14 @@ class Spreading:
         return anchor.trust(overlap(anchor.mask, self._now(nearest)))
 
     def _shape(self, n: int, previous: np.ndarray, anchor: Anchor, towards: Anchor | None) -> np.ndarray:
-        """The outline that the neighbours suggest, as logits."""
+        """The outline that the neighbours suggest, as logits: of the one before and of the two ends, which alone count
+        where the models draw nothing that could be followed."""
         if towards is None:
             return signed(previous)
         share = (n - anchor.index) / (towards.index - anchor.index)
-        between = shape_between(anchor.mask, towards.mask, share)
-        return (signed(previous) + np.clip(between / EDGE_PIXELS, -GUESS_MAX, GUESS_MAX)) / 2
+        between = np.clip(shape_between(anchor.mask, towards.mask, share) / EDGE_PIXELS, -GUESS_MAX, GUESS_MAX)
+        followed = self._worth.corrector / 2
+        return followed * signed(previous) + (1 - followed) * between
 
     def _drawn(self, n: int, mask: np.ndarray, guess: np.ndarray, share: float = REFINED_SHARE) -> np.ndarray:
         """Logits [256, 256] of a slice that starts from a guess; the guess where that is empty."""
@@ -240,11 +270,13 @@ class Spreading:
         seen, nothing = self.embeddings.at(n), no_hints()
         correction = Correction(seen.picture, mask, nothing.include, nothing.exclude, self.anchors_near(n))
         refined = self.session.corrector.logits(correction, seen.coarse)
+        share = share * self._worth.corrector
         return share * refined + (1 - share) * guess
 
     def _decoded(self, n: int, logits: np.ndarray, trust: float) -> np.ndarray:
         """The logits with the decoder's, which count less where the mask so far is trusted."""
-        return with_decoder(self.embeddings.at(n), logits, self.session.decoder, DECODER_SHARE * (1 - trust))
+        share = DECODER_SHARE * (1 - trust) * self._worth.decoder
+        return with_decoder(self.embeddings.at(n), logits, self.session.decoder, share)
 
     def _has_ended(self, n: int, mask: np.ndarray, previous: np.ndarray) -> bool:
         """Whether what was found is too small, or looks more like what surrounds the structure than like it."""

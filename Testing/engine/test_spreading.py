@@ -44,6 +44,24 @@ def test_three_slices_bring_the_whole_organ_better_than_interpolation():
     assert dice(editing.mask[rest], TRUTH[rest]) > max(0.85, dice(between[rest], TRUTH[rest]) - 0.02)
 
 
+class Misled:
+    """A corrector that draws something, and always the wrong thing: the mask's place shifted far away."""
+
+    @staticmethod
+    def logits(correction, coarse):
+        return np.where(np.roll(correction.mask, (60, -70), (0, 1)), 8.0, -8.0).astype(np.float32)
+
+
+def test_models_that_spoil_slices_that_are_known_leave_the_rest_to_interpolation():
+    first, last = int(HOLDS[2]), int(HOLDS[-3])
+    editing = drawn_in(first, last)
+    editing.corrector = Misled()
+    editing.spread()
+    for k in range(first + 1, last):
+        between = shape_between(TRUTH[first], TRUTH[last], (k - first) / (last - first)) >= 0
+        assert dice(editing.mask[k], between) > 0.9, k
+
+
 def test_confirmed_slices_stay_bit_by_bit():
     editing = drawn_in(4, 8)
     editing.spread()
