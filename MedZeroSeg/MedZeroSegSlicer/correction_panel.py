@@ -45,6 +45,11 @@ class CorrectionPanel:
         self._soon.setSingleShot(True)
         self._soon.setInterval(0)
         self._soon.connect("timeout()", self.onPlaced)
+        self._tool_was_used = False  # when the selection began to change
+        self._forget = qt.QTimer()
+        self._forget.setSingleShot(True)
+        self._forget.setInterval(0)
+        self._forget.connect("timeout()", self._forgetTool)
         for name, tool in TOOLS.items():
             getattr(ui, name).connect("clicked(bool)", lambda _checked, tool=tool: self.onTool(tool))
         for button, slot in (
@@ -143,6 +148,7 @@ class CorrectionPanel:
     def close(self) -> None:
         """Nothing is corrected any more: the scene closes, or the module goes."""
         self._soon.stop()
+        self._forget.stop()
         if self._placing is not None:
             self._placing.close()
             self._placing = None
@@ -154,11 +160,16 @@ class CorrectionPanel:
         """Another segment: a tool that was used goes back to Include."""
         if self.target() != self._correction.target:
             self._said, self._waiting = "", None
-            used = self.tool
+            if self.tool:
+                self._tool_was_used = True
+                self._forget.start()  # tables let go of one row before they take another
             self.stop()
-            if self._choose() and used:
+            if self._choose() and self._tool_was_used:
                 self.use("include")
         self.refresh()
+
+    def _forgetTool(self) -> None:
+        self._tool_was_used = False
 
     def onTool(self, tool: str) -> None:
         """Begin to place points or a box or to draw lines, or end it."""

@@ -310,7 +310,8 @@ class _Process:
         )
         if sys.platform != "win32":
             with suppress(OSError):  # it may have died already
-                os.setpriority(os.PRIO_PGRP, self._child.pid, NICENESS)
+                own = os.getpriority(os.PRIO_PROCESS, 0)
+                os.setpriority(os.PRIO_PGRP, self._child.pid, max(own, NICENESS))
         self._lines: queue.SimpleQueue[_Line] = queue.SimpleQueue()
         self._tail: deque[bytes] = deque(maxlen=LOG_TAIL)
         self.has_answered = False

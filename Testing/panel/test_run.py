@@ -11,6 +11,7 @@ import pytest
 slicer = pytest.importorskip("slicer", reason="slicer-core has no wheel for this Python")
 pytest.importorskip("PySide6", reason="PySide6 shows the panel")
 
+from MedZeroSegSlicer.engine_process import NICENESS  # noqa: E402
 from MedZeroSegSlicer.install import Setup  # noqa: E402
 from phantoms_of_panel import BODIES, body, phantom  # noqa: E402
 
@@ -54,6 +55,12 @@ def test_inputs_that_rest_say_why_and_then_what_they_are_for_again(volume, panel
     assert not panel.ui.deviceSelector.enabled and panel.ui.deviceSelector.toolTip.endswith("cancel it first.")
     panel.finish()
     assert panel.ui.deviceSelector.enabled and panel.ui.deviceSelector.toolTip == purpose != ""
+
+
+def test_engine_leaves_the_processor_to_the_window(volume, panel):
+    panel.run("liver")
+    own = os.getpriority(os.PRIO_PROCESS, 0)
+    assert os.getpriority(os.PRIO_PROCESS, panel.pid()) == max(own, NICENESS) and own < 20
 
 
 def test_log_of_the_engine_can_be_read_under_advanced(volume, panel):
