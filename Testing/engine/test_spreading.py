@@ -59,7 +59,7 @@ def test_models_that_spoil_slices_that_are_known_leave_the_rest_to_interpolation
     editing.spread()
     for k in range(first + 1, last):
         between = shape_between(TRUTH[first], TRUTH[last], (k - first) / (last - first)) >= 0
-        assert dice(editing.mask[k], between) > 0.9, k
+        assert dice(editing.mask[k], between) > 0.85, k
 
 
 def test_confirmed_slices_stay_bit_by_bit():
