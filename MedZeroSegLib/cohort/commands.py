@@ -97,6 +97,8 @@ def status(
 
     journal = Journal(folder)
     counts, running = journal.counts(), is_running(folder)
+    if not running and "running" in counts:  # it was stopped in the middle of them
+        counts["waiting"] = counts.get("waiting", 0) + counts.pop("running")
     each = journal.seconds_a_case()
     open_cases = counts.get("waiting", 0) + counts.get("running", 0)
     left = each * open_cases if running and each is not None else None

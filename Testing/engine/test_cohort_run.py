@@ -222,6 +222,8 @@ def test_a_run_that_is_killed_again_and_again_ends_complete(tmp_path):
         process.kill()
         process.communicate()
         assert until(lambda children=children: not any(child.is_running() for child in children)), "workers live on"
+        left = json.loads(finished(medzeroseg("status", output, "--json", log=None))[0])
+        assert left["running"] is False and "running" not in left["counts"] and left["counts"]["waiting"] > 0
     status, told, cases = cohort(source, output, log)
     assert status == 0, told
     assert len(cases) == 24 and {state for state, _ in cases.values()} == {"done"}

@@ -19,14 +19,19 @@ from MedZeroSegSlicer.segment_io import write_segment  # noqa: E402
 from MedZeroSegSlicer.work_list import WorkList  # noqa: E402
 from phantoms_of_panel import BODIES, SHAPE, body, grey_levels, oblique_grid  # noqa: E402
 
+from MedZeroSegLib.cohort.by_hand import belongs_to_a_person  # noqa: E402
 from MedZeroSegLib.cohort.case_record import CaseRecord  # noqa: E402
+from MedZeroSegLib.cohort.masks_file import read_masks  # noqa: E402
 from MedZeroSegLib.cohort.review import mark, read_review, write_review  # noqa: E402
 from MedZeroSegLib.cohort.statistics import SegmentStatistics  # noqa: E402
 from MedZeroSegLib.errors import InputError, InstallationError  # noqa: E402
+from MedZeroSegLib.mask_resampling import on_grid_of  # noqa: E402
 from MedZeroSegLib.segment import Segment, Segmentation  # noqa: E402
 from MedZeroSegLib.segment_tags import PROVENANCE_TAG, TERMINOLOGY_TAG  # noqa: E402
 from MedZeroSegLib.vocabulary import ANATOMICAL_STRUCTURE, Code  # noqa: E402
 from MedZeroSegLib.volume import Volume  # noqa: E402
+from MedZeroSegLib.volume_io import read_volume  # noqa: E402
+from MedZeroSegLib.weights_catalogue import sha256_of  # noqa: E402
 from MedZeroSegLib.writers import write_segmentation  # noqa: E402
 
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
@@ -304,6 +309,25 @@ def test_label_map_keeps_its_header_and_its_table_tells_what_is_true_now(work):
     assert rows[3] | {"voxels": 6, "color": [0, 255, 0], "found": True} == rows[3]
     values = sitk.GetArrayFromImage(sitk.ReadImage(str(labels_of(work))))
     assert np.argwhere(values == 4).tolist() == [[20, j, i] for j in (10, 11) for i in (50, 51, 52)]
+
+
+@in_each_format
+def test_saved_masks_are_known_as_a_persons_where_the_mark_could_not_be_written(work):
+    work.next()
+    labels, volume = labels_of(work), read_volume(work.row.image)
+    computed = {file.name: (sha256_of(file), file.stat().st_size) for file in labels.parent.iterdir()}
+    assert not belongs_to_a_person(labels.parent, computed, "open")
+    draw(work)
+    work.file.unlink()
+    with pytest.raises(InputError):
+        work.correct()
+    assert belongs_to_a_person(labels.parent, computed, "open")
+    stored = read_masks(labels)
+    masks = {one.name: on_grid_of(volume, one.mask, stored.ijk_to_lps)[0] for one in stored.segments}
+    assert np.array_equal(masks["liver"], corrected())
+    assert set(masks) == set(BODIES)
+    labels.write_bytes(labels.read_bytes()[:-20])
+    assert not belongs_to_a_person(labels.parent, computed, "open")  # nobody draws a damaged file
 
 
 def test_time_spent_is_added_to_the_case(work):
