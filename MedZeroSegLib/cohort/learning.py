@@ -22,7 +22,6 @@ from MedZeroSegLib.cohort.settings import RunSettings
 from MedZeroSegLib.cohort.work import alone
 from MedZeroSegLib.concepts import Concept, concept_of
 from MedZeroSegLib.embeddings import EncodedVolume
-from MedZeroSegLib.errors import InputError
 from MedZeroSegLib.mask_resampling import on_grid_of
 from MedZeroSegLib.pipeline import encode, forget_volumes, segment
 from MedZeroSegLib.presets import Engine, load_engine, own_structures
@@ -58,7 +57,7 @@ def learn_case(case: Case, settings: RunSettings, labels: Path) -> Lesson:
     Raises
     ------
     InputError, InstallationError
-        When image or masks can't be read, or the preset's decoder gives no features.
+        When image or masks can't be read.
     """
     with _looked_at(case, settings) as (volume, engine):
         masks, plane = _masks_of(case, settings, volume, labels), slice_frame(volume).plane
@@ -70,7 +69,6 @@ def learn_case(case: Case, settings: RunSettings, labels: Path) -> Lesson:
         taught = {}
         for name, (concept, queries) in concepts.items():
             encoded = encode(volume, concept.window, engine, None)
-            _require_features(encoded, settings)
             whole = encoded.frame.forward(np.any([masks[query.name] for query in queries], axis=0))
             ignored = _other_side(volume, encoded, whole, {query.side for query in queries})
             taught[name] = Taught(moments_of(encoded, whole, ignored), concept.window)
@@ -137,11 +135,6 @@ def _masks_of(case: Case, settings: RunSettings, volume: Volume, labels: Path) -
     named = {asked_of([one.name], settings.preset)[0].name: one.mask for one in stored.segments if one.name.strip()}
     asked = [query.name for query in asked_of(case.structures, settings.preset)]
     return {name: on_grid_of(volume, named[name], stored.ijk_to_lps)[0] for name in asked if name in named}
-
-
-def _require_features(encoded: EncodedVolume, settings: RunSettings) -> None:
-    if encoded.coarse.ndim != 4 or encoded.coarse.shape[1] < 2:
-        raise InputError(f"Corrections can't be used with the preset '{settings.preset}'; use lite.")
 
 
 def _other_side(volume: Volume, encoded: EncodedVolume, whole: np.ndarray, sides: set[str | None]) -> np.ndarray | None:

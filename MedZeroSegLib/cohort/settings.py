@@ -60,12 +60,14 @@ class EngineMarks:
 
 
 def engine_marks(settings: RunSettings) -> EngineMarks:
-    """Marks of the engine as it is installed here; raises InputError for an unknown preset."""
+    """Marks of the engine as it is installed here; raises InputError for a preset that is unknown or can't be used."""
     from MedZeroSegLib.presets import preset_named
     from MedZeroSegLib.weights import weights_store
     from MedZeroSegLib.weights_catalogue import choose_weights, sha256_of
 
     preset = preset_named(settings.preset)
+    if settings.use_corrections and (preset.zero_shot is not None or preset.is_student):
+        raise InputError(f"Corrections can't be used with the preset '{settings.preset}'; use lite or lite-research.")
     catalogue = weights_store(settings.weights_folder).catalogue
     entries = choose_weights(catalogue, preset.catalogued) if preset.catalogued else []
     weights = [[entry.name, file.name, file.sha256] for entry in entries for file in entry.files]

@@ -273,6 +273,7 @@ def test_a_full_disk_fails_the_case_by_name_and_the_next_run_goes_on(tmp_path):
         (("--output", "out", "--scheduler", "tcp://127.0.0.1:9"), 3, "127.0.0.1:9"),
         (("--output", "out", "--format", "stl"), 2, "stl"),
         (("--output", "out", "--preset", "lit"), 2, "'lit'"),
+        (("--output", "out", "--preset", "base", "--use-corrections"), 2, "use lite"),
     ],
 )
 def test_requests_that_can_not_be_met_end_with_one_sentence(tmp_path, arguments, status, words):
