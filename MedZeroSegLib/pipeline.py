@@ -250,7 +250,8 @@ def draw(encoded: EncodedVolume, concept: Concept, saliency: Saliency, engine: E
     tell("segmenting", (1 + DECODING_SHARE) / 2)
     if encoded.within is not None:
         mask &= encoded.within
-    mask = keep_parts(mask if concept.ring else fill_holes(mask), concept.parts)
+    mask = mask if concept.ring else fill_holes(mask)  # one step at a time: each mask may be as large as the volume
+    mask = keep_parts(mask, concept.parts)
     tell("segmenting", 1.0)
     return Whole(encoded, mask, saliency.score, bool(mask.any()), saliency, refined)
 

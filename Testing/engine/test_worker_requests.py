@@ -299,3 +299,19 @@ def test_fetch_without_a_network_is_a_sentence_with_another_way(tmp_path, monkey
     monkeypatch.setattr("MedZeroSegLib.weights.weights_store", lambda *_: store)
     with pytest.raises(InstallationError, match="by other means"):
         Answers().to(worker.fetch_weights, FETCH)
+
+
+def test_a_process_that_finds_its_embeddings_on_disk_answers_the_same(models, message, tmp_path, monkeypatch):
+    monkeypatch.setenv("MEDZEROSEG_EMBEDDINGS_GB", "1")
+    monkeypatch.setattr("MedZeroSegLib.embedding_store.cache_folder", lambda: tmp_path / "cache")
+    message["names"] = ["left kidney", "liver"]
+    told, encoded = [], []
+    for _ in range(2):
+        pipeline.forget_volumes()  # as a new process
+        answers, before = Answers(), models.decoder.pictures_embedded
+        answers.to(worker.segment_volume, message)
+        told.append([(one["name"], one["found"], one["box"], one["score"]) for one in answers.segments])
+        told[-1] += [np.load(one["mask"]).tobytes() for one in answers.segments]
+        encoded.append(models.decoder.pictures_embedded - before)
+    assert told[0] == told[1] and told[0][0][1]
+    assert encoded == [SHAPE[2], 0]
