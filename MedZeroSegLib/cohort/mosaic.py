@@ -248,7 +248,7 @@ def _draw(axes: Axes, view: _View, index: int, filled: bool = False) -> None:
 def _annotate(axes: Axes, view: _View, tile: Tile, frame: SliceFrame, volume: Volume) -> None:
     """Number, doubt and side letters of a slice."""
     if volume.dimension == 3:
-        doubt = "" if tile.doubt is None else f"  doubt {tile.doubt:.2f}"
+        doubt = "" if tile.doubt is None else f"\ndoubt {tile.doubt:.2f}"  # clear of the letter in the middle
         color = INK if tile.doubt is None else DOUBT_COLOR
         count = frame.forward(volume.voxels).shape[0]
         text = f"{frame.plane} {tile.index + 1} of {count}{doubt}"
