@@ -92,7 +92,8 @@ class SegmentationRun:
         self._writer: _Writer | None = None
         self._masks: Path | None = None
         self._id: int | None = None
-        self._arrived: Mapping[str, Any] | None = None  # a result that is written with the next poll
+        self._arrived: Mapping[str, Any] | None = None  # a result that is written with one of the next polls
+        self._is_new = False  # the segmentation, of which nobody has been told
         self._started = 0.0
         self._stay_out = False
         self._undo: SceneUndo | FrameResults | None = None
@@ -170,6 +171,7 @@ class SegmentationRun:
             if self._id is not None:
                 self.engine.cancel()
             self.state = replace(self.state, phase=Phase.CANCELLED)
+        self._remove_untold()
         self._id = self._message = self._arrived = self._volume = self._frames = None
         self._choose(None)
 
@@ -242,7 +244,7 @@ class SegmentationRun:
             raise RuntimeError("a run is under way")
         self.state = RunState(phase=phase, **values)
         self._id = self._message = self._arrived = None
-        self._request = {}
+        self._request, self._is_new = {}, False
         self._started = time.monotonic()
 
     def _submit(self) -> None:
@@ -271,7 +273,7 @@ class SegmentationRun:
             if not self._can_write():
                 return
             if self._prepare():
-                self._arrived = event  # the window lives between the two
+                self._arrived = event  # the window lives in between
                 return
             if not self._write(event):
                 return
@@ -292,14 +294,27 @@ class SegmentationRun:
         return True
 
     def _prepare(self) -> bool:
-        """Do what the first result needs before it is written; False when it was done before."""
+        """Do the next thing that the first result needs before it is written; False when all is done."""
         if self._frames is not None:
             return False
         if self.segmentation is None or self.segmentation.GetScene() is None:
             self._choose(create_segmentation(self._volume))
+            self._is_new = True
+            return True
+        if self._is_new:
+            self._is_new = False
             self.on_segmentation(self.segmentation)
+            return True
         assert isinstance(self._undo, SceneUndo)
         return self._undo.save_step()
+
+    def _remove_untold(self) -> None:
+        """A segmentation that was made for a result which will not come any more goes."""
+        if self._is_new and self.segmentation is not None and self.segmentation.GetScene() is not None:
+            node = self.segmentation
+            self._choose(None)
+            node.GetScene().RemoveNode(node)
+        self._is_new = False
 
     def _write(self, event: Mapping[str, Any]) -> bool:
         """Put a result into the scene; False where that was not possible, and the run has ended for it."""
@@ -346,6 +361,7 @@ class SegmentationRun:
 
     def _give_up(self, code: str, sentence: str) -> None:
         self.engine.cancel()
+        self._remove_untold()
         self._id = self._message = self._arrived = None
         self.state = failed(self.state, code, sentence)
 

@@ -163,6 +163,15 @@ def test_deleted_image_ends_its_run_and_nothing_is_written(volume, panel):
     panel.assert_whole("liver")
 
 
+def test_image_deleted_between_the_making_of_the_segmentation_and_its_first_segment_leaves_none(volume, panel):
+    panel.start("liver")
+    panel.spin(lambda: panel.logic.run._is_new)
+    assert slicer.mrmlScene.GetFirstNodeByClass("vtkMRMLSegmentationNode") is not None
+    slicer.mrmlScene.RemoveNode(volume)
+    panel.finish()
+    assert slicer.mrmlScene.GetFirstNodeByClass("vtkMRMLSegmentationNode") is None and panel.phase == "cancelled"
+
+
 def test_image_that_changes_under_the_run_gets_no_wrong_mask(volume, panel):
     panel.start("liver", seconds_per_slice=0.02)
     panel.spin(lambda: panel.logic.run.state.code == "encoding")
