@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 
 import numpy as np
 import pytest
@@ -115,6 +116,7 @@ def test_engine_killed_in_a_download_is_told(volume, panel):
 def test_engine_killed_before_it_hears_of_a_check_is_asked_anew(volume, panel):
     panel.run("liver")
     os.kill(panel.pid(), signal.SIGSTOP)
+    time.sleep(0.3)  # until all its threads have stopped
     panel.logic.check(Settings())
     panel.qapp.processEvents()
     os.kill(panel.pid(), signal.SIGKILL)
