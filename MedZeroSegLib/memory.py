@@ -18,7 +18,7 @@ from MedZeroSegLib.volume import Volume
 # Measured peaks of the preset `lite` on a CPU: a radiograph 2.0 GB, 512 × 512 × 100 voxels with three names 2.6 GB.
 MODELS_BYTES = 2_000_000_000  # libraries, weights, one slab of slices
 LOADED_BYTES = 1_200_000_000  # of these, what a process with loaded models holds already
-VOXEL_BYTES, MASK_BYTES = 3, 3  # grey level, body and work copies of each voxel; the same of each name
+VOXEL_BYTES, MASK_BYTES = 3, 1  # body, and work copies of one mask, of each voxel; each name's mask, at most
 SLICE_BYTES, SLICES_KEPT = 4_200_000, 128  # embeddings kept in memory; more go to a temporary file
 BASE_MODELS_BYTES, BASE_SLICE_BYTES = 5_000_000_000, 10_500_000  # the same of the preset `base` with SAM ViT-B
 
