@@ -40,7 +40,8 @@ from MedZeroSegLib.presence import presence_features
 from MedZeroSegLib.presets import Engine, load_engine, own_structures
 from MedZeroSegLib.propagation import Refined, refine
 from MedZeroSegLib.queries import Query, resolve
-from MedZeroSegLib.saliency import FOUND_SHARE_MIN, Saliency, SaliencyMap, smooth_across
+from MedZeroSegLib.saliency import FOUND_SHARE_MIN, Saliency, smooth_across
+from MedZeroSegLib.saliency_map import SaliencyMap
 from MedZeroSegLib.segment import Segment, Segmentation
 from MedZeroSegLib.sensitivity import NEUTRAL
 from MedZeroSegLib.slices import slice_frame

@@ -15,9 +15,6 @@ import torch
 from scipy import ndimage
 from torch import Tensor
 
-from MedZeroSegLib.canvas import Canvas
-from MedZeroSegLib.slices import SliceFrame
-
 FOUND_SHARE_MIN = 0.5  # a cell belongs to the structure from here on
 LOST_SHARE_MAX = 0.49  # of a cell that is a rival's
 RIVAL_MARGIN = 2.0  # logits
@@ -54,24 +51,6 @@ class Saliency:
     def score(self) -> float:
         """Evidence of the whole volume, 0..1: that of its best slice."""
         return float(self.evidence.max(initial=0.0))
-
-
-@dataclass(frozen=True, eq=False)
-class SaliencyMap:
-    """One query's share of every cell, and where these lie in the volume.
-
-    Attributes
-    ----------
-    share
-        float16 [n, s, s] in 0..1, on the canvas of the key slices.
-    indices
-        int [n]: which of the frame's slices these are.
-    """
-
-    frame: SliceFrame
-    canvas: Canvas
-    indices: np.ndarray
-    share: np.ndarray
 
 
 def compete(logits: Tensor, competition: Competition) -> tuple[Tensor, Tensor]:

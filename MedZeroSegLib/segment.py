@@ -10,7 +10,7 @@ import numpy as np
 
 if TYPE_CHECKING:
     from .confidence import Confidence
-    from .saliency import SaliencyMap
+    from .saliency_map import SaliencyMap
     from .vocabulary import Code
     from .volume import Volume
 

@@ -6,7 +6,7 @@ import numpy as np
 import torch.nn.functional as F
 from scipy.stats import rankdata
 
-from MedZeroSegLib.saliency import SaliencyMap
+from MedZeroSegLib.saliency_map import SaliencyMap
 
 
 def saliency_auc(saliency: SaliencyMap, reference: np.ndarray) -> float | None:

@@ -25,7 +25,7 @@ from MedZeroSegLib.evaluation.report import RunFacts
 from MedZeroSegLib.evaluation.report_files import Measured, write_report_files
 from MedZeroSegLib.evaluation.scores import Score, ScoreTable
 from MedZeroSegLib.evaluation.target import Target
-from MedZeroSegLib.saliency import SaliencyMap
+from MedZeroSegLib.saliency_map import SaliencyMap
 from MedZeroSegLib.segment import Segmentation
 from MedZeroSegLib.slices import slice_frame
 from MedZeroSegLib.volume import Volume

@@ -8,7 +8,7 @@ import pytest
 
 from MedZeroSegLib.canvas import fit_canvas
 from MedZeroSegLib.evaluation.localisation import saliency_auc
-from MedZeroSegLib.saliency import SaliencyMap
+from MedZeroSegLib.saliency_map import SaliencyMap
 from MedZeroSegLib.slices import SliceFrame
 
 FRAME = SliceFrame((2, 0, 1), (True, False, True), "sagittal", (3.0, 1.0, 1.0))  # slices along i, backwards

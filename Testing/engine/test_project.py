@@ -57,7 +57,9 @@ WITH_TORCH = (
     "propagation",
     "assembly",
     "pipeline",
+    "prototypes",
     "evaluation.baseline",
+    "evaluation.localisation",
 )
 LIGHT = (
     "", ".queries", ".vocabulary", ".protocol", ".modality", ".segment_tags", ".volume_io", ".writers", ".delivery",
