@@ -490,7 +490,7 @@ class Filling:
         axes = 1 + len(encoded.others)
         self.tell = _part_of(tell, 0, axes)
         self.others = [Filling(o, engine, _part_of(tell, n, axes), store) for n, o in enumerate(encoded.others, 1)]
-        self.done = 0
+        self.done = self.planned = 0
 
     def __call__(self, rows: np.ndarray, at_most: np.ndarray | None = None) -> None:
         """Encode rows that aren't yet; ``at_most`` are those that may be asked for later, these included. Along other
@@ -498,16 +498,16 @@ class Filling:
         if self.store is not None and not self.engine.preset.is_student:
             self.store.give(self.encoded, rows, self._made_by)
         lacking = rows[~self.encoded.filled[rows]]
-        planned = self.done + int((~self.encoded.filled[rows if at_most is None else at_most]).sum())
         if len(lacking):
-            self._fill_fitting(lacking, planned)
-        elif self.done:  # fewer were needed than planned
+            self.planned = self.done + int((~self.encoded.filled[rows if at_most is None else at_most]).sum())
+            self._fill_fitting(lacking)
+        elif self.done < self.planned:  # fewer were needed
             self.tell("encoding", 1.0, slice=self.done, slices=self.done)
         for other in self.others:
             other(np.arange(len(other.encoded.filled)))
             other.encoded.coarse = other.encoded.coarse[:0]  # nothing is decoded there
 
-    def _fill_fitting(self, rows: np.ndarray, planned: int) -> None:
+    def _fill_fitting(self, rows: np.ndarray) -> None:
         """With as many slices at once as fit into the device's memory: half as many after each failure."""
         encoded, device, before = self.encoded, self.engine.device, self.done
         whole = self.engine.preset.is_student  # which looks across slices and has little to hold
@@ -518,7 +518,7 @@ class Filling:
 
         def tell_done() -> None:
             self.done = before + int(encoded.filled[rows].sum())
-            self.tell("encoding", self.done / max(1, planned), slice=self.done, slices=planned)
+            self.tell("encoding", self.done / max(1, self.planned), slice=self.done, slices=self.planned)
 
         tell_done()
         while True:

@@ -301,9 +301,9 @@ def test_workers_listen_to_this_machine_only_compute_with_their_threads_and_are_
         "        first = set(client.run(os.getpid).values())\n"
         "        os.kill(min(first), signal.SIGKILL)\n"
         "        import time\n"
-        "        while set(client.run(os.getpid, on_error='ignore').values()) & {min(first)}: time.sleep(0.1)\n"
-        "        client.wait_for_workers(2)\n"
-        "        print(len(first), len(client.run(os.getpid)))\n"
+        "        def there(): return set(client.run(os.getpid, on_error='ignore').values())\n"
+        "        while len(now := there()) < 2 or min(first) in now: time.sleep(0.1)\n"
+        "        print(len(first), len(now))\n"
     )
     script = Path(os.environ.get("TMPDIR", "/tmp")) / f"crew-{os.getpid()}.py"
     script.write_text(code)
