@@ -66,7 +66,7 @@ def concept_of(query: Query, engine: Engine, volume: Volume, plane: str) -> Conc
     """
     card = engine.text_image.card
     structure = query.structure
-    name = structure.name if structure else query.name
+    name = query.concept
     trained = name in card.competitors
     if trained:
         rivals = card.competitors[name]

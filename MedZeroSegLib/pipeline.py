@@ -305,8 +305,7 @@ def asked_side(volume: Volume, query: Query, whole: Whole) -> tuple[np.ndarray, 
     if not query.side or not whole.found:
         return mask, ()
     if not sides_visible(whole.encoded.frame, len(mask)):
-        name = query.structure.name if query.structure else query.name
-        return mask, (f"A single sagittal slice doesn't tell left from right: {name} is shown whole.",)
+        return mask, (f"A single sagittal slice doesn't tell left from right: {query.concept} is shown whole.",)
     position = leftness(volume, whole.encoded.frame)
     midline = midline_of(whole.encoded.body_mask, position, mask)
     mask = take_side(mask, position, midline, query.side)

@@ -102,6 +102,11 @@ class Query:
     language: str | None = None
 
     @property
+    def concept(self) -> str:
+        """What the name is about without its side; unknown text stands for itself."""
+        return self.structure.name if self.structure else self.name
+
+    @property
     def code(self) -> Code | None:
         """Type code of the segment, None where none is certain."""
         return self.structure.code if self.structure else None

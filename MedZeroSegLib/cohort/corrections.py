@@ -17,7 +17,6 @@ from MedZeroSegLib.cohort.case import Case
 from MedZeroSegLib.cohort.learning import (
     Lesson,
     asked_of,
-    concept_name,
     judge_case,
     keep_lesson,
     kept_lesson,
@@ -25,8 +24,8 @@ from MedZeroSegLib.cohort.learning import (
 )
 from MedZeroSegLib.cohort.masks_file import table_of
 from MedZeroSegLib.cohort.review import CORRECTED
-from MedZeroSegLib.cohort.settings import EngineMarks, RunSettings
-from MedZeroSegLib.cohort.verdicts import CASES_MIN, FOLDER, Taught, Verdict, keep_taught
+from MedZeroSegLib.cohort.settings import EngineMarks, RunSettings, hash_of
+from MedZeroSegLib.cohort.verdicts import CASES_MIN, FOLDER, RISE_MIN, Taught, Verdict, keep_taught
 from MedZeroSegLib.cohort.work import case_folder
 from MedZeroSegLib.cohort.workers import Crew, hired
 from MedZeroSegLib.errors import InstallationError, MedZeroSegError
@@ -43,7 +42,6 @@ CASES_MAX = 30  # to learn from; more change little and each costs two runs
 # Chosen on training patients of eight sources, five to learn from and up to five others to measure on: of 33 structures
 # the nine for which it is used gain .18 in mean, and the worst of them loses .005.
 WEIGHTS = (0.3, 1.0)  # of the prototype against the text: a hint, or in its place
-RISE_MIN = 0.02  # of the mean Dice, for a structure to be drawn so
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,7 +62,7 @@ class Learned:
 
     def mark_of(self, case: Case) -> str:
         """Changes with what a case's result takes from here; "" where that is nothing."""
-        asked = {concept_name(query) for query in asked_of(case.structures, self.preset)}
+        asked = {query.concept for query in asked_of(case.structures, self.preset)}
         used = [one for one in self.prototypes.values() if asked & set(one)]
         if not used:
             return ""
@@ -94,7 +92,7 @@ class Learned:
 
 
 def _credited(segment: Segment, used: Mapping[str, Verdict], preset: str) -> Segment:
-    verdict = used.get(concept_name(asked_of([segment.typed], preset)[0]))
+    verdict = used.get(asked_of([segment.typed], preset)[0].concept)
     if verdict is None or verdict.after is None:
         return segment
     confidence = segment.confidence
@@ -131,7 +129,7 @@ def sources_of(
             asked = [case.structures, case.modality, case.frame, settings.preset, engine.preset, engine.weights]
             files = [labels, table_of(labels)]
             masks = [sha256_of(file) if file and file.is_file() else "" for file in files]
-            found.append(Source(case, labels, _hash([case.signature(), masks, asked])))
+            found.append(Source(case, labels, hash_of([case.signature(), masks, asked])))
     chosen = sorted(found, key=lambda source: (reviews[source.case.name] != CORRECTED, source.case.name))[:CASES_MAX]
     return sorted(chosen, key=lambda source: source.case.name)
 
@@ -166,7 +164,7 @@ def learn(sources: Sequence[Source], folder: Path, settings: RunSettings, crew: 
 def _learn(sources: Sequence[Source], place: Path, settings: RunSettings, crew: Crew | None) -> Learned:
     lessons, failures = _lessons(sources, place, settings, crew)
     usable = [source for source in sources if source.case.name in lessons]
-    key = _hash([[source.case.name, source.key] for source in usable] + [WEIGHTS, CASES_MIN])
+    key = hash_of([[source.case.name, source.key] for source in usable] + [WEIGHTS, CASES_MIN])
     judged = _kept_judgements(place, key)
     if judged is None:
         judged, refused = _judgements(usable, lessons, place, settings, crew)
@@ -301,7 +299,3 @@ def _verdicts(lessons: Mapping[str, Lesson], judged: Mapping[str, Mapping[str, S
         weight = WEIGHTS[best] if tried[best] - before >= RISE_MIN else 0.0
         verdicts.append(Verdict(concept, modality, shown, round(before, 4), round(tried[best], 4), weight))
     return verdicts
-
-
-def _hash(content: object) -> str:
-    return hashlib.sha256(json.dumps(content, ensure_ascii=False, default=str).encode()).hexdigest()

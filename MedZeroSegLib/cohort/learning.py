@@ -98,8 +98,8 @@ def judge_case(
             )  # fmt: skip
             dice: dict[str, list[float]] = {}
             for query, drawn in zip(asked_of(case.structures, settings.preset), result.segments, strict=True):
-                if query.name in masks and concept_name(query) in prototypes:
-                    dice.setdefault(concept_name(query), []).append(_dice(drawn.mask, masks[query.name]))
+                if query.name in masks and query.concept in prototypes:
+                    dice.setdefault(query.concept, []).append(_dice(drawn.mask, masks[query.name]))
             for name, values in dice.items():
                 found.setdefault(name, []).append(values)
         return {name: [float(np.mean(values)) for values in each] for name, each in found.items()}
@@ -108,11 +108,6 @@ def judge_case(
 def asked_of(names: str | Sequence[str], preset: str) -> list[Query]:
     """Names as the line understands them with a preset."""
     return resolve(names, own_structures(preset))
-
-
-def concept_name(query: Query) -> str:
-    """What a name is about, without its side."""
-    return query.structure.name if query.structure else query.name
 
 
 @contextmanager

@@ -73,7 +73,7 @@ def engine_marks(settings: RunSettings) -> EngineMarks:
     weights = [[entry.name, file.name, file.sha256] for entry in entries for file in entry.files]
     shipped = Path(str(files("MedZeroSegLib").joinpath("heads")))
     heads = [[file.name, sha256_of(file)] for file in sorted(shipped.iterdir()) if file.is_file()]
-    return EngineMarks(_hash([__version__, asdict(preset)]), _hash([weights, heads]))
+    return EngineMarks(hash_of([__version__, asdict(preset)]), hash_of([weights, heads]))
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ def case_marks(case: Case, settings: RunSettings, engine: EngineMarks, correctio
     files = [settings.format, settings.dicom_seg, *(["uncertainty"] if settings.uncertainty else [])]
     asked = [split_names(case.structures), case.modality, case.frame, *files]
     used = [corrections] if corrections else []
-    return CaseMarks(_hash([engine.preset, asked, *used]), engine.weights)
+    return CaseMarks(hash_of([engine.preset, asked, *used]), engine.weights)
 
 
 def check_structures(cases: tuple[Case, ...], allow_unknown: bool, own: Sequence[Structure] = ()) -> tuple[str, ...]:
@@ -126,5 +126,6 @@ def check_structures(cases: tuple[Case, ...], allow_unknown: bool, own: Sequence
     return tuple(told)
 
 
-def _hash(content: object) -> str:
+def hash_of(content: object) -> str:
+    """SHA-256 in hex of what JSON can say of a content."""
     return hashlib.sha256(json.dumps(content, ensure_ascii=False, default=str).encode()).hexdigest()

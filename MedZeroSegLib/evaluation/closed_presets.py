@@ -22,7 +22,7 @@ def segment_known(
     if not card.closed:
         return segment(volume, asked)
     queries = resolve(asked)
-    known = [query for query in queries if (query.structure.name if query.structure else query.name) in card.concepts]
+    known = [query for query in queries if query.concept in card.concepts]
     texts = [query.typed for query in known]
     result = segment(volume, texts) if texts else segmentation_of(volume, (), engine, {})
     ready = dict(zip(texts, result.segments, strict=True))

@@ -151,7 +151,7 @@ def _rows(file: Path) -> list[tuple[int, dict[str, str]]]:
 
 
 def _allowed(query: Query, shipped: Sequence[str], file: Path, number: int) -> str:
-    name = query.structure.name if query.structure else query.name
+    name = query.concept
     if name in shipped:
         raise InputError(
             f"Row {number} of '{file}' labels {name}, which the shipped head knows already and keeps; give yours "

@@ -199,8 +199,7 @@ def _teacher(records: Sequence[CaseRecord], folder: Path) -> dict[str, Any]:
 
 
 def _sideless(name: str) -> str:
-    query = resolve([name])[0]
-    return query.structure.name if query.structure else query.name
+    return resolve([name])[0].concept
 
 
 def _plan(case: PseudoCase, structures: tuple[str, ...]) -> str:

@@ -87,8 +87,7 @@ class ConceptTable:
 
 def concept_of(name: str) -> str:
     """The vocabulary name that a manifest name means; an unknown name stands for itself."""
-    query = resolve([name])[0]
-    return query.structure.name if query.structure is not None else query.name
+    return resolve([name])[0].concept
 
 
 def targets_of(
