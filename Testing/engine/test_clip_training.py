@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import csv
-import os
 import re
 import shutil
-import signal
 import subprocess
 import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,6 +14,7 @@ import open_clip
 import pytest
 import torch
 from clip_training_samples import bert_folder, native_folder, picture_pairs, write_pairs
+from killed_training import kill_after_checkpoint
 from safetensors.torch import load_file
 
 from MedZeroSegLib.base_preset import VARIANTS, clip_record, load_clip
@@ -157,21 +155,12 @@ def test_a_run_that_was_killed_ends_with_the_same_loss_curve_and_weights(bert, p
     course, settings = Course(4, 1, 5), {"steps": 60, "lora": 2, "warm_up": 0}
     through = train(pairs_file, tmp_path / "through", bert, course, **settings)
     stopped = tmp_path / "stopped"
-    command = f"""
-import torch; torch.set_num_threads(1)
-import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})
+    code = f"""
 from pathlib import Path
 import test_clip_training as t
 t.train(Path({str(pairs_file)!r}), Path({str(stopped)!r}), Path({str(bert)!r}), t.Course(4, 1, 5), **{settings!r})
 """
-    process = subprocess.Popen(
-        [sys.executable, "-c", command], env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    )
-    limit = time.monotonic() + 240
-    while not (stopped / "checkpoint.pt").is_file() and time.monotonic() < limit and process.poll() is None:
-        time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL
+    kill_after_checkpoint(code, stopped)
     assert not (stopped / MODEL).exists()
     begun = losses(stopped)
     assert 2 <= len(begun) < len(losses(tmp_path / "through"))

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import os
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from killed_training import kill_after_checkpoint, one_thread
 from safetensors import safe_open
 from safetensors.torch import load_file
 
@@ -73,23 +69,16 @@ def test_training_lowers_the_loss(tmp_path):
     assert np.mean(found[-3:]) < 0.8 * np.mean(found[:2])
 
 
+@one_thread()
 def test_a_run_that_was_killed_ends_with_the_same_log_and_weights(tmp_path):
-    torch.set_num_threads(1)
     through, stopped = tmp_path / "through", tmp_path / "stopped"
-    command = f"""
-import torch; torch.set_num_threads(1)
-import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})
+    code = f"""
 from pathlib import Path
 from test_corrector_training import trained
 trained(Path({str(stopped)!r}))
 """
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen([sys.executable, "-c", command], env=environment)
-    limit = time.monotonic() + 200
-    while not (stopped / "checkpoint.pt").is_file() and time.monotonic() < limit and process.poll() is None:
-        time.sleep(0.005)
-    process.send_signal(signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL and not (stopped / "corrector.safetensors").exists()
+    kill_after_checkpoint(code, stopped)
+    assert not (stopped / "corrector.safetensors").exists()
     one, two = (load_file(trained(folder)) for folder in (through, stopped))
     assert losses(through) == losses(stopped)
     assert all(torch.equal(value, two[name]) for name, value in one.items())

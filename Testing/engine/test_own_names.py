@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
 import subprocess
 import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,6 +12,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 import torch
+from killed_training import kill_after_checkpoint, one_thread
 from safetensors.torch import load_file, save
 from torch import Tensor
 
@@ -214,24 +212,17 @@ def test_the_adapter_learns_the_names_and_its_card_says_what_they_are(learnt):
         assert overlap > 0.8, (value, overlap)
 
 
+@one_thread()
 def test_a_run_that_was_killed_ends_with_the_same_log_and_weights(tmp_path):
     examples = two_names(tmp_path)
     through = train(tmp_path / "through", examples, steps=60)
     stopped = tmp_path / "stopped"
-    command = f"""
-import torch; torch.set_num_threads(1)
-import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})
+    code = f"""
 from pathlib import Path
 import test_own_names as t
 t.train(Path({str(stopped)!r}), t.two_names(Path({str(tmp_path)!r})), steps=60)
 """
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen([sys.executable, "-c", command], env=environment)
-    limit = time.monotonic() + 200
-    while not (stopped / "checkpoint.pt").is_file() and time.monotonic() < limit and process.poll() is None:
-        time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL
+    kill_after_checkpoint(code, stopped)
     assert not (stopped / CARD).exists()
     train(stopped, examples, steps=60)
 

@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import io
 import json
-import os
-import signal
 import subprocess
 import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,6 +13,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 import torch
+from killed_training import kill_after_checkpoint, one_thread
 from safetensors.torch import load_file, save_file
 from weak_samples import MATRIX, SHAPE, VENTRICLE, heart, make_cohort, small_students
 
@@ -322,27 +320,20 @@ def test_the_masks_lie_in_nnunets_raw_layout_with_doubt_as_its_ignore_label(stud
 # Going on
 
 
+@one_thread()
 def test_a_run_that_was_killed_ends_with_the_same_log_and_weights(cohort, patched, tmp_path):
     small_students(patched)
     settings = replace(LEARNT, steps=30, batch=2)
     through = train_weak(cohort, tmp_path / "through", settings, 3, "cpu", told_nothing)
     stopped = tmp_path / "stopped"
-    command = f"""
-import torch; torch.set_num_threads(1)
-import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})
+    code = f"""
 from pathlib import Path
 import weak_samples
 from MedZeroSegLib.training.weak import WeakTraining, train_weak
 weak_samples.small_students()
 train_weak(Path({str(cohort)!r}), Path({str(stopped)!r}), {settings!r}, 3, "cpu", print)
 """
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen([sys.executable, "-c", command], env=environment)
-    limit = time.monotonic() + 200
-    while not (stopped / "checkpoint.pt").is_file() and time.monotonic() < limit and process.poll() is None:
-        time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL
+    kill_after_checkpoint(code, stopped)
     assert not (stopped / CARD).exists()
     train_weak(cohort, stopped, settings, 3, "cpu", told_nothing)
 
