@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from MedZeroSegLib.errors import InputError, InstallationError
 
 DEVICES = ("auto", "cpu", "cuda", "mps")
@@ -58,6 +60,17 @@ def release_memory(device: str) -> None:
 
     if device == "cuda":
         torch.cuda.empty_cache()
+
+
+def computes_bfloat16(device: str) -> bool:
+    """Whether bfloat16 is faster than float32 there: on NVIDIA's cards, and on CPUs with AMX or AVX-512 BF16
+    instructions or their Arm counterpart."""
+    import torch
+
+    if device != "cpu":
+        return device == "cuda"
+    capability: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
+    return bool(capability.get("amx_bf16") or capability.get("avx512_bf16") or capability.get("bf16"))
 
 
 def device_line(device: str) -> str:

@@ -23,6 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from MedZeroSegLib.device import computes_bfloat16
 from MedZeroSegLib.errors import MedZeroSegError
 from MedZeroSegLib.writers import replacing
 
@@ -49,7 +50,7 @@ def fastest_form(
     if device.type == "cpu" and importlib.util.find_spec("openvino") is not None:
         return _openvino_graph(network, examples, stored)
     eager = network().to(memory_format=torch.channels_last)
-    reduced = device.type == "cuda" or (device.type == "cpu" and _cpu_computes_bfloat16())
+    reduced = computes_bfloat16(device.type)
 
     def run(*arguments: Tensor) -> tuple[Tensor, Tensor]:
         with torch.autocast(device.type, torch.bfloat16) if reduced else contextlib.nullcontext():
@@ -120,9 +121,3 @@ def _save_graph(compiled: Any, file: Path) -> None:
     with contextlib.suppress(MedZeroSegError, RuntimeError), replacing(file) as out:
         out.write(hashlib.sha256(content).digest())
         out.write(content)
-
-
-def _cpu_computes_bfloat16() -> bool:
-    """Whether bfloat16 is faster than float32 here: AMX or AVX-512 BF16 instructions (or their Arm counterpart)."""
-    capability: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
-    return bool(capability.get("amx_bf16") or capability.get("avx512_bf16") or capability.get("bf16"))
