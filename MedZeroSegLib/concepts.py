@@ -14,10 +14,11 @@ import torch
 from torch import Tensor
 
 from MedZeroSegLib.axes import on_cells_of
-from MedZeroSegLib.embeddings import EncodedVolume, Progress
+from MedZeroSegLib.embeddings import EncodedVolume
 from MedZeroSegLib.errors import InputError
 from MedZeroSegLib.intensity import in_hounsfield_units
 from MedZeroSegLib.presets import Engine
+from MedZeroSegLib.progress import Progress
 from MedZeroSegLib.queries import Query
 from MedZeroSegLib.saliency import Competition, Saliency, saliency_of
 from MedZeroSegLib.text_image.model import Scene, ZeroShotModel

@@ -14,11 +14,11 @@ from MedZeroSegLib.delivery import hand_over
 from MedZeroSegLib.edit_change import Change
 from MedZeroSegLib.edit_protocol import Action, EditRequest, EditStartRequest, MaskFile
 from MedZeroSegLib.editing import EditingSession, OtherSegment
-from MedZeroSegLib.embeddings import Progress
 from MedZeroSegLib.errors import InputError, SessionLost
 from MedZeroSegLib.extent import EMPTY_EXTENT, crop
 from MedZeroSegLib.mask_resampling import on_grid_of
 from MedZeroSegLib.presets import load_engine, preset_named
+from MedZeroSegLib.progress import Progress
 from MedZeroSegLib.request_loop import Cancelled, Report
 from MedZeroSegLib.volume import Volume
 

@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 
-from MedZeroSegLib import pipeline
 from MedZeroSegLib.assembly import leftness, midline_of, sides_visible
 from MedZeroSegLib.drawing import FREE, INSIDE, OUTSIDE, Drawing, Revisions
 from MedZeroSegLib.edit_change import Change, Grid, changed_box
@@ -27,11 +26,12 @@ from MedZeroSegLib.editing_slice import (
     only_at,
     spots_on,
 )
-from MedZeroSegLib.embeddings import Progress
+from MedZeroSegLib.encoding import kept_volume
 from MedZeroSegLib.errors import InputError
 from MedZeroSegLib.extent import Extent, crop
 from MedZeroSegLib.mask_decoder.corrector import load_corrector, one_thread
 from MedZeroSegLib.presets import Engine
+from MedZeroSegLib.progress import Progress
 from MedZeroSegLib.queries import resolve
 from MedZeroSegLib.slice_embeddings import SliceEmbeddings
 from MedZeroSegLib.slices import slice_frame
@@ -368,7 +368,7 @@ def embeddings_of(
     frame = slice_frame(volume, through)
     key = (volume.fingerprint, volume.modality, volume.dimension, window, engine.preset.name, engine.device, frame)
     if key not in _embeddings:
-        kept = pipeline.kept_volume(volume, window, engine)
+        kept = kept_volume(volume, window, engine)
         _embeddings[key] = SliceEmbeddings(volume, window, engine, through, kept)
         while len(_embeddings) > KEPT_EMBEDDINGS:
             _embeddings.popitem(last=False)

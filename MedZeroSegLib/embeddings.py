@@ -6,7 +6,6 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Protocol
 
 import numpy as np
 import torch
@@ -17,6 +16,7 @@ from MedZeroSegLib.canvas import Canvas, fit_canvas
 from MedZeroSegLib.device import SLAB_SLICES
 from MedZeroSegLib.intensity import BODY_FRACTION_MIN, body_mask, grey, grey_range
 from MedZeroSegLib.mask_decoder.decoder import MaskDecoder
+from MedZeroSegLib.progress import Progress
 from MedZeroSegLib.slices import SliceFrame, slice_frame
 from MedZeroSegLib.text_image.model import TextImageModel
 from MedZeroSegLib.volume import Volume
@@ -25,12 +25,6 @@ KEY_DISTANCE_MM = 5.0  # between encoded slices, at most; thinner slices in betw
 FIELD_SHARE = 1 / 25  # of the field of view: key slices of a small crop lie closer together
 IN_MEMORY_SLICES = 128  # more embeddings than these go to a temporary file
 IN_MEMORY_BYTES = 1 << 30  # and larger ones
-
-
-class Progress(Protocol):
-    """Called often, with a stage's name, its share done (0..1) and what it is at; may raise to end the run."""
-
-    def __call__(self, stage: str, share: float, /, **values: str | int) -> None: ...
 
 
 @dataclass(frozen=True, eq=False)

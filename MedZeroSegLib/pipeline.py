@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -11,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from MedZeroSegLib import __version__
@@ -25,19 +23,17 @@ from MedZeroSegLib.assembly import (
     sides_visible,
     take_side,
 )
-from MedZeroSegLib.axes import other_axes
-from MedZeroSegLib.canvas import fit_canvas
 from MedZeroSegLib.coarse_pass import first_rows, own_rows, take_in
 from MedZeroSegLib.concepts import Concept, ask, concept_of
 from MedZeroSegLib.confidence import Confidence, Measured, confidence_of, measure
-from MedZeroSegLib.device import release_memory, slices_at_once
 from MedZeroSegLib.embedding_store import EmbeddingStore
-from MedZeroSegLib.embeddings import EncodedVolume, Progress, expected_slices, open_volume, slice_encoder
+from MedZeroSegLib.embeddings import EncodedVolume, expected_slices
+from MedZeroSegLib.encoding import Filling, any_kept, axes_encoded, kept_volume, opened
 from MedZeroSegLib.mask_decoder.decoder import Prompted
-from MedZeroSegLib.mask_decoder.lite_medsam import IMAGE_SIZE
-from MedZeroSegLib.memory import ran_out_of_memory, require_memory, telling_shortage
+from MedZeroSegLib.memory import require_memory, telling_shortage
 from MedZeroSegLib.presence import presence_features
 from MedZeroSegLib.presets import Engine, load_engine, own_structures
+from MedZeroSegLib.progress import Progress, part_of, tell_nobody
 from MedZeroSegLib.propagation import Refined, refine
 from MedZeroSegLib.queries import Query, resolve
 from MedZeroSegLib.saliency import FOUND_SHARE_MIN, Saliency, smooth_across
@@ -49,12 +45,10 @@ from MedZeroSegLib.tracking import track
 from MedZeroSegLib.twins import ReadySegments
 from MedZeroSegLib.volume import Volume
 
-KEPT_VOLUMES = 2  # encoded volumes kept for the next question
 DECODING_SHARE = 0.7  # of the time that a structure takes; the rest goes into slices in between and components
 
 OnSegment = Callable[[int, Segment], None]
 Adjust = Callable[[EncodedVolume, Sequence[Concept], list[Saliency]], list[Saliency]]
-_encoded: OrderedDict[tuple[Any, ...], EncodedVolume] = OrderedDict()
 
 
 @dataclass
@@ -70,10 +64,6 @@ class Clock:
             yield
         finally:
             self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - started
-
-
-def tell_nobody(_stage: str, _share: float, /, **_values: str | int) -> None:
-    """Progress that nobody wants to know."""
 
 
 @telling_shortage()
@@ -138,7 +128,7 @@ def segment(
     """
     clock, tell = Clock(), progress or tell_nobody
     queries = resolve(names, own_structures(preset))
-    require_memory(volume, len(queries), loaded=bool(_encoded), preset=preset)
+    require_memory(volume, len(queries), loaded=any_kept(), preset=preset)
     tell("loading", 0.0)
     with clock.stage("loading"):
         engine = load_engine(preset, device, weights_folder).at(sensitivity)
@@ -160,8 +150,8 @@ def segment_with(
     concepts = {query.name: concept_of(query, engine, volume, plane) for query in queries}
     unique = list({concept.name: concept for concept in concepts.values()}.values())
     windows = list(dict.fromkeys(concept.window for concept in unique))
-    missing = [window for window in windows if _key(volume, window, engine) not in _encoded]
-    encodings = len(missing) * len(_axes(volume, engine))
+    missing = [window for window in windows if kept_volume(volume, window, engine) is None]
+    encodings = len(missing) * len(axes_encoded(volume, engine))
     tell("planned", 1.0, encodings=encodings, slices=expected_slices(volume), names=len(unique))
     ready, done = ReadySegments(), 0
     for window in windows:
@@ -169,13 +159,13 @@ def segment_with(
         turn = missing.index(window) if window in missing else 0
         with clock.stage("encoding"):
             encoded = opened(volume, window, engine)
-        filling = Filling(encoded, engine, _part_of(tell, turn, max(1, len(missing))), store)
+        filling = Filling(encoded, engine, part_of(tell, turn, max(1, len(missing))), store)
         found = _look(filling, asked, clock, tell, whole=adjust is not None)
         if adjust:
             found = adjust(encoded, asked, found)
         for concept, saliency in zip(asked, found, strict=True):
             with clock.stage("masks"):
-                whole = _whole(encoded, concept, saliency, engine, _part_of(tell, done, len(unique), concept.name))
+                whole = _whole(encoded, concept, saliency, engine, part_of(tell, done, len(unique), concept.name))
             with clock.stage("segments"):
                 for index, query in enumerate(queries):
                     if concepts[query.name].name == concept.name:
@@ -202,16 +192,6 @@ def segmentation_of(
         version=__version__,
         warnings=volume.warnings + engine.warnings,
     )
-
-
-def _part_of(tell: Progress, number: int, count: int, name: str | None = None) -> Progress:
-    """Progress of part ``number`` of ``count`` equal parts as progress of the whole; ``name`` is that of the part."""
-    common: dict[str, str | int] = {} if name is None else {"name": name}
-
-    def tell_part(stage: str, share: float, /, **values: str | int) -> None:
-        tell(stage, (number + share) / count, **common, **values)
-
-    return tell_part
 
 
 @dataclass(frozen=True)
@@ -243,7 +223,7 @@ def draw(encoded: EncodedVolume, concept: Concept, saliency: Saliency, engine: E
     decodable = present & (not concept.ring)
     coarse_of, decoder = _telling(encoded, engine, decodable, tell)
     if preset.zero_shot is None:
-        refined = refine(smoothed, decodable, coarse_of, decoder.decode, IMAGE_SIZE, preset.choice)
+        refined = refine(smoothed, decodable, coarse_of, decoder.decode, encoded.canvas.size, preset.choice)
     else:
         refined = track(smoothed, decodable, coarse_of, decoder, encoded.body_area)
     tell("segmenting", DECODING_SHARE)
@@ -412,128 +392,3 @@ def _look(filling: Filling, asked: Sequence[Concept], clock: Clock, tell: Progre
                 rows[first] = False
                 take_in(saliency, added, rows)
     return found
-
-
-def encode(
-    volume: Volume, window: tuple[float, float] | None, engine: Engine, progress: Progress | None
-) -> EncodedVolume:
-    """All key slices of a volume encoded, from the cache of the last ones as far as they are there."""
-    encoded = opened(volume, window, engine)
-    Filling(encoded, engine, progress or tell_nobody)(np.arange(len(encoded.filled)))
-    return encoded
-
-
-def opened(volume: Volume, window: tuple[float, float] | None, engine: Engine) -> EncodedVolume:
-    """The volume from the cache of the last ones, or anew with no slice encoded."""
-    key = _key(volume, window, engine)
-    if key not in _encoded:
-        cells, axes = engine.text_image.cells, _axes(volume, engine)
-        own, *others = (open_volume(volume, window, cells, IMAGE_SIZE, axis) for axis in axes)
-        _encoded[key] = replace(own, others=tuple(others))
-        while len(_encoded) > KEPT_VOLUMES:
-            _encoded.popitem(last=False)
-    _encoded.move_to_end(key)
-    return _encoded[key]
-
-
-def kept_volume(volume: Volume, window: tuple[float, float] | None, engine: Engine) -> EncodedVolume | None:
-    """The encoded volume, where it is kept from a question before."""
-    return _encoded.get(_key(volume, window, engine))
-
-
-def _axes(volume: Volume, engine: Engine) -> tuple[int | None, ...]:
-    """The axes along which a volume is encoded: its own (None), and others where the preset looks along several."""
-    settings = engine.preset.zero_shot
-    if settings is None or not settings.several_axes:
-        return (None,)
-    return (None, *other_axes(volume, 2 - slice_frame(volume).permutation[0]))
-
-
-def forget_volumes() -> None:
-    """Free the encoded volumes that are kept for the next question."""
-    _encoded.clear()
-
-
-def encoder_seconds(engine: Engine) -> float:
-    """Seconds that one slice takes in the encoders, after a first one in which what is built once is built."""
-    slices = np.random.default_rng(0).integers(0, 256, (1, IMAGE_SIZE, IMAGE_SIZE), np.uint8)
-    canvas = fit_canvas(slices.shape[1:], (1.0, 1.0), IMAGE_SIZE)
-    started = 0.0
-    for _ in range(2):
-        started = time.perf_counter()
-        engine.text_image.encode_slices(slices, canvas, engine.decoder.embed_slices(slices, canvas)).pixels.cpu()
-    return time.perf_counter() - started
-
-
-def _key(volume: Volume, window: tuple[float, float] | None, engine: Engine) -> tuple[Any, ...]:
-    return (
-        volume.fingerprint, volume.region, volume.modality, volume.dimension, window, engine.preset.name, engine.device,
-    )  # fmt: skip
-
-
-class Filling:
-    """Encodes slices of one volume in the course of one request.
-
-    Parameters
-    ----------
-    tell
-        Told "encoding" before the first slice and after each call of the model.
-    store
-        Where slices are looked up first.
-    """
-
-    def __init__(
-        self, encoded: EncodedVolume, engine: Engine, tell: Progress, store: EmbeddingStore | None = None
-    ) -> None:
-        self.encoded, self.engine, self.store = encoded, engine, store
-        axes = 1 + len(encoded.others)
-        self.tell = _part_of(tell, 0, axes)
-        self.others = [Filling(o, engine, _part_of(tell, n, axes), store) for n, o in enumerate(encoded.others, 1)]
-        self.done = self.planned = 0
-
-    def __call__(self, rows: np.ndarray, at_most: np.ndarray | None = None) -> None:
-        """Encode rows that aren't yet; ``at_most`` are those that may be asked for later, these included. Along other
-        axes all slices are encoded."""
-        if self.store is not None and not self.engine.preset.is_student:
-            self.store.give(self.encoded, rows, self._made_by)
-        lacking = rows[~self.encoded.filled[rows]]
-        if len(lacking):
-            self.planned = self.done + int((~self.encoded.filled[rows if at_most is None else at_most]).sum())
-            self._fill_fitting(lacking)
-        elif self.done < self.planned:  # fewer were needed
-            self.tell("encoding", 1.0, slice=self.done, slices=self.done)
-        for other in self.others:
-            other(np.arange(len(other.encoded.filled)))
-            other.encoded.coarse = other.encoded.coarse[:0]  # nothing is decoded there
-
-    def _fill_fitting(self, rows: np.ndarray) -> None:
-        """With as many slices at once as fit into the device's memory: half as many after each failure."""
-        encoded, device, before = self.encoded, self.engine.device, self.done
-        whole = self.engine.preset.is_student  # which looks across slices and has little to hold
-        at_once = len(rows) if whole else slices_at_once(device)
-        encode_slices = slice_encoder(self.engine.decoder, self.engine.text_image)
-        if self.store is not None and not whole:
-            encode_slices = self.store.keeping(encode_slices, self._made_by)
-
-        def tell_done() -> None:
-            self.done = before + int(encoded.filled[rows].sum())
-            self.tell("encoding", self.done / max(1, self.planned), slice=self.done, slices=self.planned)
-
-        tell_done()
-        while True:
-            try:
-                return encoded.fill(rows, encode_slices, at_once, tell_done)
-            except (MemoryError, RuntimeError) as problem:
-                others = [key for key, kept in _encoded.items() if encoded not in (kept, *kept.others)]
-                if not ran_out_of_memory(problem) or whole or (at_once == 1 and not others):
-                    raise
-            for key in others:
-                del _encoded[key]
-            release_memory(device)
-            at_once = max(1, at_once // 2)
-
-    @property
-    def _made_by(self) -> str:
-        """All that the embedding of a slice depends on, but the slice and the models' code."""
-        engine = self.engine
-        return repr((engine.weights, engine.preset.zero_shot, engine.device, torch.__version__))

@@ -18,9 +18,10 @@ from scipy import ndimage
 
 from MedZeroSegLib.assembly import shape_between, signed_distance
 from MedZeroSegLib.editing_slice import no_hints, off_canvas, on_canvas, only_at, with_decoder
-from MedZeroSegLib.embeddings import FIELD_SHARE, KEY_DISTANCE_MM, Progress
+from MedZeroSegLib.embeddings import FIELD_SHARE, KEY_DISTANCE_MM
 from MedZeroSegLib.mask_decoder.corrector import SURE, Correction, anchor_means
 from MedZeroSegLib.mask_decoder.lite_medsam import IMAGE_SIZE
+from MedZeroSegLib.progress import Progress
 from MedZeroSegLib.prompts import box_around
 
 if TYPE_CHECKING:

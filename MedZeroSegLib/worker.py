@@ -98,11 +98,12 @@ def check_engine(message: Mapping[str, Any], report: Report) -> dict[str, Any]:
     report.progress("loading")
     pipeline = _pipeline()
     from MedZeroSegLib.device import device_line
+    from MedZeroSegLib.encoding import encoder_seconds
 
     with telling_shortage():
         engine = pipeline.load_engine(request.preset, request.device, request.weights_folder)
         report.progress("checking")
-        seconds = pipeline.encoder_seconds(engine)
+        seconds = encoder_seconds(engine)
     remember_rates(rates_file(), _setting(request), {"encoding": seconds})
     ten = f"about {round(10 * seconds)} s" if seconds >= 0.1 else "less than a second"
     line = " ".join((f"Ready, {device_line(engine.device)}: {ten} for ten slices.", *engine.warnings))
@@ -146,8 +147,7 @@ def forget(_message: Mapping[str, Any], _report: Report) -> dict[str, Any]:
         _corrections().forget_sessions()
         sys.modules["MedZeroSegLib.editing"].forget_embeddings()
     if "MedZeroSegLib.pipeline" in sys.modules:
-        pipeline = _pipeline()
-        pipeline.forget_volumes()
+        sys.modules["MedZeroSegLib.encoding"].forget_volumes()
         sys.modules["MedZeroSegLib.presets"].forget_engines()
         gc.collect()
         from MedZeroSegLib.device import release_memory

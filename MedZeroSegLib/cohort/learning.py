@@ -22,8 +22,9 @@ from MedZeroSegLib.cohort.settings import RunSettings
 from MedZeroSegLib.cohort.work import alone
 from MedZeroSegLib.concepts import Concept, concept_of
 from MedZeroSegLib.embeddings import EncodedVolume
+from MedZeroSegLib.encoding import encode, forget_volumes
 from MedZeroSegLib.mask_resampling import on_grid_of
-from MedZeroSegLib.pipeline import encode, forget_volumes, segment
+from MedZeroSegLib.pipeline import segment
 from MedZeroSegLib.presets import Engine, load_engine, own_structures
 from MedZeroSegLib.prototypes import Moments, Prototype, Side, adjusting, moments_of
 from MedZeroSegLib.queries import Query, resolve

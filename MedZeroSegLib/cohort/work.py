@@ -175,7 +175,8 @@ def _read(case: Case) -> tuple[Volume, str, str]:
 
 
 def _segment(volume: Volume, case: Case, settings: RunSettings, learned: Learned | None) -> Segmentation:
-    from MedZeroSegLib.pipeline import forget_volumes, segment
+    from MedZeroSegLib.encoding import forget_volumes
+    from MedZeroSegLib.pipeline import segment
 
     asked = (volume, case.structures, settings.preset, settings.device, settings.weights_folder)
     adjust = learned.adjust_for(volume.modality) if learned else None

@@ -27,7 +27,7 @@ def naive_segment(engine: Engine, volume: Volume, names: Sequence[str]) -> dict[
     Slices between two encoded ones are interpolated as in the pipeline, so that the two differ only in what they do
     with the maps.
     """
-    from MedZeroSegLib.pipeline import encode
+    from MedZeroSegLib.encoding import encode
 
     encoded = encode(volume, None, engine, None)
     masks = {}

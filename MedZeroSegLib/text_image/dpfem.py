@@ -33,7 +33,10 @@ class LocalPath(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         reduced = F.silu(self.reduce(features))
-        return self.norm(self.project(F.silu(self.near(reduced) + self.far(reduced))))
+        # In bfloat16 on CPUs the gradient of a dilated convolution's weights may be NaN (seen with PyTorch 2.14).
+        with torch.autocast(reduced.device.type, enabled=False):
+            far = self.far(reduced.float())
+        return self.norm(self.project(F.silu(self.near(reduced) + far)))
 
 
 class GlobalPath(nn.Module):

@@ -19,10 +19,10 @@ from scipy.special import expit
 from scipy.stats import mannwhitneyu
 
 from MedZeroSegLib.calibration import Logistic, calibration_file
+from MedZeroSegLib.encoding import forget_volumes
 from MedZeroSegLib.errors import InputError
 from MedZeroSegLib.evaluation.manifest import PARTLY_ANNOTATED, Case, read_manifest
 from MedZeroSegLib.evaluation.questions import Questionnaire, images_of
-from MedZeroSegLib.pipeline import forget_volumes
 from MedZeroSegLib.presets import load_engine
 from MedZeroSegLib.training.confidence_rows import Row, rows_of
 from MedZeroSegLib.vocabulary import vocabulary

@@ -12,12 +12,14 @@ from typing import Any
 import numpy as np
 
 from MedZeroSegLib.concepts import Concept, ask, concept_of
+from MedZeroSegLib.encoding import encode
 from MedZeroSegLib.evaluation.manifest import Case
 from MedZeroSegLib.evaluation.metrics import dice_of
 from MedZeroSegLib.evaluation.questions import Question, Questionnaire
-from MedZeroSegLib.pipeline import Whole, asked_side, draw, encode, measured_segment, tell_nobody
+from MedZeroSegLib.pipeline import Whole, asked_side, draw, measured_segment
 from MedZeroSegLib.presence import presence_features
 from MedZeroSegLib.presets import Engine
+from MedZeroSegLib.progress import tell_nobody
 from MedZeroSegLib.queries import Query, resolve
 from MedZeroSegLib.slices import slice_frame
 from MedZeroSegLib.volume import Volume

@@ -31,7 +31,7 @@ from MedZeroSegLib.mask_decoder.corrector import (
 from MedZeroSegLib.presets import load_lite_medsam
 from MedZeroSegLib.training.pictures import Picture, PictureStore, encode_pictures, render_pictures
 from MedZeroSegLib.training.run import run_training
-from MedZeroSegLib.training.schedule import follow, rate_share
+from MedZeroSegLib.training.schedule import follow, rate_share, set_rate
 from MedZeroSegLib.training.simulated_hints import Hints, click, mark, spoil, stroke
 from MedZeroSegLib.weights import weights_store
 from MedZeroSegLib.writers import replacing
@@ -130,8 +130,7 @@ class CorrectorTrainer:
     def train_step(self) -> dict[str, float]:
         settings = self.settings
         share = rate_share(self.step, settings.steps, settings.warm_up, RATE_FLOOR)
-        for group in self.optimizer.param_groups:
-            group["lr"] = settings.learning_rate * share
+        set_rate(self.optimizer, settings.learning_rate * share)
         side = int(self.rng.choice(WINDOW_SIDES, p=SIDE_SHARES))
         samples = [self._sample(side) for _ in range(settings.batch)]
         logits = self.network(*_inputs(samples))

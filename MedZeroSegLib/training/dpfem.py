@@ -32,7 +32,7 @@ from MedZeroSegLib.training.clip_weights import CATALOGUED
 from MedZeroSegLib.training.pairs import Pair, Pairs, same_context, twins_of
 from MedZeroSegLib.training.patch_features import PatchStore, encode_patches
 from MedZeroSegLib.training.run import run_training
-from MedZeroSegLib.training.schedule import rate_share
+from MedZeroSegLib.training.schedule import rate_share, set_rate
 from MedZeroSegLib.weights import weights_store
 from MedZeroSegLib.writers import replacing
 
@@ -146,8 +146,7 @@ class DpfemTrainer:
         self.step, self.steps = 0, settings.steps
 
     def train_step(self) -> dict[str, float]:
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.settings.learning_rate * rate_share(self.step, self.steps, 0)
+        set_rate(self.optimizer, self.settings.learning_rate * rate_share(self.step, self.steps, 0))
         rows = self._rows()
         losses, told = self._losses(rows)
         loss = torch.stack([weight * value for weight, value in losses]).sum()

@@ -38,7 +38,7 @@ from MedZeroSegLib.text_image.own_names import OwnNamesAdapter
 from MedZeroSegLib.trained_preset import EXTENDED, write_trained_preset
 from MedZeroSegLib.training.examples import Example, Examples, is_hollow, read_examples
 from MedZeroSegLib.training.run import run_training
-from MedZeroSegLib.training.schedule import follow, rate_share
+from MedZeroSegLib.training.schedule import follow, rate_share, set_rate
 from MedZeroSegLib.training.stored_arrays import StoredArrays
 from MedZeroSegLib.training.variation import IGNORED, vary
 from MedZeroSegLib.weights import weights_store
@@ -181,8 +181,7 @@ class OwnNamesTrainer:
 
     def train_step(self) -> dict[str, float]:
         share = rate_share(self.step, self.steps, self.settings.warm_up, 0.02)
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.settings.learning_rate * share
+        set_rate(self.optimizer, self.settings.learning_rate * share)
         rng = np.random.default_rng((self.settings.seed, self.step))
         rows = rng.integers(len(self.pictures.labels), size=self.settings.batch).tolist()
         coarse, detail = (torch.from_numpy(np.stack([part[row] for row in rows])).float() for part in self._arrays)

@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save
 from torch import Tensor
 
+from MedZeroSegLib.device import computes_bfloat16
 from MedZeroSegLib.evaluation.manifest import read_manifest
 from MedZeroSegLib.presets import load_lite_medsam
 from MedZeroSegLib.text_image.dpfem import RegionTextHead
@@ -26,7 +27,7 @@ from MedZeroSegLib.text_image.minilm import TEMPLATES, MiniLmTextTower
 from MedZeroSegLib.training.cehnc import CehncSettings, DifficultyController, cehnc, context_weights
 from MedZeroSegLib.training.pictures import Picture, PictureStore, encode_pictures, joined
 from MedZeroSegLib.training.run import run_training
-from MedZeroSegLib.training.schedule import follow, rate_share
+from MedZeroSegLib.training.schedule import follow, rate_share, set_rate
 from MedZeroSegLib.training.targets import ConceptTable, Targets, targets_of
 from MedZeroSegLib.vocabulary import vocabulary, wordings
 from MedZeroSegLib.weights import weights_store
@@ -116,6 +117,7 @@ class LiteTrainer:
         self.optimizer = torch.optim.AdamW(
             self.head.parameters(), settings.learning_rate, betas=(0.9, 0.98), weight_decay=settings.weight_decay
         )
+        self.reduced = computes_bfloat16("cpu")
         self.difficulty = DifficultyController()
         self.contrast = CehncSettings()
         self.rng = np.random.default_rng(settings.seed)
@@ -149,17 +151,18 @@ class LiteTrainer:
 
     def train_step(self) -> dict[str, float]:
         share = rate_share(self.step, self.settings.steps, self.settings.warm_up, RATE_FLOOR)
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.settings.learning_rate * share
+        set_rate(self.optimizer, self.settings.learning_rate * share)
         chosen = [self.pictures[n] for n in self.rng.choice(len(self.chances), self.settings.batch, p=self.chances)]
         rows = [picture.row for picture in chosen]
         coarse = torch.from_numpy(np.stack([self.store.coarse[r] for r in rows])).float()
         detail = torch.from_numpy(np.stack([self.store.detail[r] for r in rows])).float()
-        pixels = self.head.encode_pixels(
-            coarse.contiguous(memory_format=torch.channels_last), detail.contiguous(memory_format=torch.channels_last)
-        )
+        with torch.autocast("cpu", torch.bfloat16, enabled=self.reduced):
+            pixels = self.head.encode_pixels(
+                coarse.contiguous(memory_format=torch.channels_last),
+                detail.contiguous(memory_format=torch.channels_last),
+            )
         losses, regions = [], []
-        by_picture = pixels.unbind()  # indexing would fill a whole batch of zeros for each picture's gradient
+        by_picture = pixels.float().unbind()  # indexing would fill a whole batch of zeros for each picture's gradient
         for n, picture in enumerate(chosen):
             label_map = picture.label_maps[self.rng.integers(len(picture.label_maps))]
             targets = targets_of(picture, label_map, self.store.labels[label_map.row], self.table, self.rng)

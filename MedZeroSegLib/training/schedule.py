@@ -17,6 +17,12 @@ def rate_share(step: int, steps: int, warm_up: int, floor: float = 0.0) -> float
     return floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * done))
 
 
+def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """Give all parameters the same learning rate."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+
+
 @torch.no_grad()
 def follow(mean: Mapping[str, Tensor], weights: Mapping[str, Tensor], memory: float, step: int) -> None:
     """Move the running mean towards the weights after ``step`` steps, in place; its memory is shorter at first."""

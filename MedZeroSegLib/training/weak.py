@@ -32,7 +32,7 @@ from MedZeroSegLib.trained_preset import STUDENT, write_trained_preset
 from MedZeroSegLib.training.nnunet_raw import write_nnunet_raw
 from MedZeroSegLib.training.pseudo_labels import PseudoLabels, read_pseudo_labels, store_cases
 from MedZeroSegLib.training.run import run_training
-from MedZeroSegLib.training.schedule import follow, rate_share
+from MedZeroSegLib.training.schedule import follow, rate_share, set_rate
 from MedZeroSegLib.training.stored_cases import StoredCase
 from MedZeroSegLib.training.variation import IGNORED, vary
 
@@ -131,8 +131,7 @@ class WeakTrainer:
 
     def train_step(self) -> dict[str, float]:
         share = rate_share(self.step, self.steps, self.settings.warm_up)
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.settings.learning_rate * share
+        set_rate(self.optimizer, self.settings.learning_rate * share)
         rng = np.random.default_rng((self.settings.seed, self.step))
         samples = [self._sample(rng) for _ in range(self.settings.batch)]
         pictures, labels, known, weights = (torch.stack(part).to(self.device) for part in zip(*samples, strict=True))

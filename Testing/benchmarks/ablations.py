@@ -26,6 +26,7 @@ from MedZeroSegLib import concepts as asking
 from MedZeroSegLib.base_preset import BASE
 from MedZeroSegLib.concepts import Concept, ask, concept_of
 from MedZeroSegLib.embeddings import EncodedVolume
+from MedZeroSegLib.encoding import encode, forget_volumes
 from MedZeroSegLib.evaluation import figures
 from MedZeroSegLib.evaluation.figures import Bootstrap, cells, compare
 from MedZeroSegLib.evaluation.manifest import Case, read_manifest
@@ -33,8 +34,9 @@ from MedZeroSegLib.evaluation.metrics import Agreement, dice_of
 from MedZeroSegLib.evaluation.questions import Questionnaire, images_of
 from MedZeroSegLib.evaluation.scores import Score
 from MedZeroSegLib.mask_decoder.lite_medsam import IMAGE_SIZE
-from MedZeroSegLib.pipeline import asked_side, draw, encode, forget_volumes, is_there, tell_nobody
+from MedZeroSegLib.pipeline import asked_side, draw, is_there
 from MedZeroSegLib.presets import Engine, load_engine
+from MedZeroSegLib.progress import tell_nobody
 from MedZeroSegLib.propagation import Choice
 from MedZeroSegLib.queries import Query, resolve
 from MedZeroSegLib.saliency import Saliency, evidence_of

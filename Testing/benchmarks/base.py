@@ -24,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "engine"))
 from speed import synthetic_ct
 from word_list import write_words
 
-from MedZeroSegLib import pipeline
+from MedZeroSegLib import encoding, pipeline
 from MedZeroSegLib.base_preset import text_image_of
 from MedZeroSegLib.canvas import fit_canvas
 from MedZeroSegLib.mask_decoder.sam import MedSamModel, SamModel, build_sam
@@ -54,7 +54,7 @@ def random_engine(preset_name: str) -> Engine:
 def seconds_of(engine: Engine) -> dict[str, float]:
     """Seconds of one slice in each encoder."""
     slices = (torch.rand(1, 512, 512) * 255).byte().numpy()
-    canvas = fit_canvas((512, 512), (1.0, 1.0), pipeline.IMAGE_SIZE)
+    canvas = fit_canvas((512, 512), (1.0, 1.0), encoding.IMAGE_SIZE)
     started = time.perf_counter()
     embedding = engine.decoder.embed_slices(slices, canvas)
     embedded = time.perf_counter()
@@ -85,7 +85,7 @@ def main() -> None:
     seconds = time.perf_counter() - started
     started = time.perf_counter()
     pipeline.segment(volume, ["pancreas"], engine.preset.name)
-    (encoded,) = pipeline._encoded.values()
+    (encoded,) = encoding._encoded.values()
     table = {
         "preset": engine.preset.name,
         "voxels_kji": list(volume.shape),

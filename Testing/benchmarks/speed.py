@@ -34,7 +34,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from MedZeroSegLib import pipeline
+from MedZeroSegLib import encoding, pipeline
 from MedZeroSegLib.canvas import fit_canvas
 from MedZeroSegLib.mask_decoder.decoder import Embedding, draw_prompts
 from MedZeroSegLib.presets import Engine, load_engine
@@ -144,7 +144,7 @@ def volumes(arguments: argparse.Namespace) -> Iterator[tuple[str, Volume]]:
 def arithmetic_of(engine: Engine) -> Arithmetic:
     """Counted on the eager networks, whatever form of them the line runs."""
     network, side = copy.deepcopy(_network(engine)).to("meta"), _side(engine)  # shapes only, no memory
-    canvas = fit_canvas((SIZE, SIZE), (1.0, 1.0), pipeline.IMAGE_SIZE)
+    canvas = fit_canvas((SIZE, SIZE), (1.0, 1.0), encoding.IMAGE_SIZE)
     with torch.inference_mode(), FlopCounterMode(display=False) as encoder:
         coarse, detail = _encode(network, torch.zeros(1, 3, side, side, device="meta"))
         embedding = Embedding(torch.zeros(coarse.shape), torch.zeros(detail.shape))
@@ -186,7 +186,7 @@ def _network(engine: Engine) -> Any:
 
 
 def _side(engine: Engine) -> int:
-    return int(getattr(_network(engine).image_encoder, "img_size", pipeline.IMAGE_SIZE))
+    return int(getattr(_network(engine).image_encoder, "img_size", encoding.IMAGE_SIZE))
 
 
 def _encode(network: Any, picture: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -196,7 +196,7 @@ def _encode(network: Any, picture: torch.Tensor) -> tuple[torch.Tensor, torch.Te
 
 
 def _prompt(network: Any, coarse: torch.Tensor, side: int) -> tuple[torch.Tensor, torch.Tensor]:
-    box = torch.tensor([[60.0, 60.0, 180.0, 180.0]], device=coarse.device) * side / pipeline.IMAGE_SIZE
+    box = torch.tensor([[60.0, 60.0, 180.0, 180.0]], device=coarse.device) * side / encoding.IMAGE_SIZE
     return draw_prompts(network.prompt_encoder, network.mask_decoder, coarse, box, None, None, several=False)
 
 
@@ -204,13 +204,13 @@ def measured(
     title: str, volume: Volume, engine: Engine, names: Sequence[str], arithmetic: Arithmetic, reference: bool
 ) -> Run:
     """One run of the line with warm models on a volume that it hasn't seen."""
-    pipeline.forget_volumes()
+    encoding.forget_volumes()
     where = (engine.preset.name, engine.device)
     with PeakMemory() as memory:
         started = time.perf_counter()
         result = pipeline.segment(volume, list(names), *where)
         seconds = time.perf_counter() - started
-    kept = [encoded for encoded in pipeline._encoded.values()]
+    kept = [encoded for encoded in encoding._encoded.values()]
     encoded = sum(int(part.filled.sum()) for whole in kept for part in (whole, *whole.others))
     prompts = sum(item.provenance["parts_prompted"] for item in result.segments)
     started = time.perf_counter()
@@ -273,7 +273,7 @@ def main() -> None:
         for device in arguments.devices:
             engine = load_engine(preset, device)
             arithmetic = arithmetic_of(engine)
-            pipeline.encoder_seconds(engine)  # what is built once is built
+            encoding.encoder_seconds(engine)  # what is built once is built
             for title, volume in volumes(arguments):
                 for count in arguments.structures:
                     names = NAMES[:count]

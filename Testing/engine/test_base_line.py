@@ -19,7 +19,7 @@ from test_open_clip_dense import TinyClip
 from torch import Tensor
 from word_list import write_words
 
-from MedZeroSegLib import pipeline
+from MedZeroSegLib import encoding, pipeline
 from MedZeroSegLib.base_preset import BASE, DENSE_VARIANTS, VARIANTS, text_image_of
 from MedZeroSegLib.errors import InputError, InstallationError
 from MedZeroSegLib.mask_decoder.sam import MedSamModel, SamModel
@@ -86,14 +86,14 @@ def cosine_engine(brightness: dict[str, float] = BRIGHTNESS, negatives: tuple[fl
 
 @pytest.fixture
 def load(monkeypatch: pytest.MonkeyPatch) -> Iterator[Load]:
-    pipeline.forget_volumes()
+    encoding.forget_volumes()
 
     def use(engine: Engine) -> Engine:
         monkeypatch.setattr(pipeline, "load_engine", lambda *_: engine)
         return engine
 
     yield use
-    pipeline.forget_volumes()
+    encoding.forget_volumes()
 
 
 def abdomen(liver: bool = True) -> np.ndarray:
@@ -177,14 +177,14 @@ def test_a_volume_of_equal_spacing_is_looked_at_along_all_its_axes(load):
     engine = load(cosine_engine())
     (liver,) = pipeline.segment(volume, "liver", "base").segments
     assert dice(liver.mask.T, truth) > 0.8
-    (encoded,) = pipeline._encoded.values()
+    (encoded,) = encoding._encoded.values()
     assert {encoded.frame.plane, *(other.frame.plane for other in encoded.others)} == {"axial", "coronal", "sagittal"}
     assert all(len(other.coarse) == 0 for other in encoded.others)
-    pipeline.forget_volumes()
+    encoding.forget_volumes()
     once = replace(engine.preset, zero_shot=VARIANTS["one-axis"])
     load(replace(engine, preset=once))
     assert dice(pipeline.segment(volume, "liver", "base").segments[0].mask.T, truth) > 0.8
-    assert not next(iter(pipeline._encoded.values())).others
+    assert not next(iter(encoding._encoded.values())).others
 
 
 def test_a_picture_is_segmented(load):

@@ -11,7 +11,7 @@ from analytic import CANVAS, analytic_engine, ellipsoid
 from hypothesis import given
 from hypothesis import strategies as st
 
-from MedZeroSegLib import coarse_pass, pipeline
+from MedZeroSegLib import coarse_pass, encoding, pipeline
 from MedZeroSegLib.coarse_pass import first_rows, own_rows
 from MedZeroSegLib.presets import Engine
 from MedZeroSegLib.segment import Segmentation
@@ -28,11 +28,11 @@ LIVER_PLACE = ellipsoid(SHAPE, (13, 9, 34), (8, 5.5, 7))
 def engine(monkeypatch: pytest.MonkeyPatch) -> Iterator[Engine]:
     """An engine that is all the line has, with nothing kept from other tests."""
     made = analytic_engine(BRIGHTNESS)
-    monkeypatch.setattr(pipeline, "IMAGE_SIZE", CANVAS)
+    monkeypatch.setattr(encoding, "IMAGE_SIZE", CANVAS)
     monkeypatch.setattr(pipeline, "load_engine", lambda *_: made)
-    pipeline.forget_volumes()
+    encoding.forget_volumes()
     yield made
-    pipeline.forget_volumes()
+    encoding.forget_volumes()
 
 
 def trunk(storage: phantoms.Storage | None = None) -> Volume:
@@ -61,7 +61,7 @@ def same(one: Segmentation, other: Segmentation) -> bool:
 def test_fewer_slices_are_encoded_and_the_masks_are_the_same(engine, monkeypatch, storage):
     names, volume = "left kidney; right kidney; liver; spleen", trunk(storage)
     coarse, encoded = segment(names, volume), engine.decoder.pictures_embedded
-    pipeline.forget_volumes()
+    encoding.forget_volumes()
     monkeypatch.setattr(coarse_pass, "KEYS_MIN", 1000)
     whole = segment(names, volume)
     assert encoded < engine.decoder.pictures_embedded - encoded == SHAPE[2]
@@ -87,7 +87,7 @@ def test_other_names_on_the_same_volume_encode_what_they_lack_only(engine):
 def test_a_name_gives_the_same_mask_alone_and_among_others(engine):
     together = segment("liver; kidney")
     for n, name in enumerate(("liver", "kidney")):
-        pipeline.forget_volumes()
+        encoding.forget_volumes()
         alone = segment(name)
         assert np.array_equal(alone.segments[0].mask, together.segments[n].mask)
 

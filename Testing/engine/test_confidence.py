@@ -14,7 +14,7 @@ import pytest
 from analytic import CANVAS, analytic_engine, ellipsoid
 from scipy import ndimage
 
-from MedZeroSegLib import pipeline
+from MedZeroSegLib import encoding, pipeline
 from MedZeroSegLib.calibration import Calibration, Logistic, calibration_file, calibration_of
 from MedZeroSegLib.confidence import Confidence
 from MedZeroSegLib.errors import InstallationError
@@ -42,11 +42,11 @@ SELF = Calibration(
 @pytest.fixture
 def engine(monkeypatch: pytest.MonkeyPatch) -> Iterator[Engine]:
     chosen = replace(analytic_engine({"kidney": 0.6, "spleen": 0.97}), calibration=SELF)
-    monkeypatch.setattr(pipeline, "IMAGE_SIZE", CANVAS)
+    monkeypatch.setattr(encoding, "IMAGE_SIZE", CANVAS)
     monkeypatch.setattr(pipeline, "load_engine", lambda *_: chosen)
-    pipeline.forget_volumes()
+    encoding.forget_volumes()
     yield chosen
-    pipeline.forget_volumes()
+    encoding.forget_volumes()
 
 
 def abdomen(organ: np.ndarray = ORGAN) -> np.ndarray:
@@ -134,7 +134,7 @@ def test_a_faint_organ_is_expected_worse_than_a_clear_one(engine: Engine) -> Non
     _, sure = kidney_of(stored(next(phantoms.storages()), clear))
     faint = clear.copy()
     faint[ORGAN] -= 27
-    pipeline.forget_volumes()
+    encoding.forget_volumes()
     _, unsure = kidney_of(stored(next(phantoms.storages()), faint))
     assert unsure.expected_dice < sure.expected_dice
 

@@ -14,7 +14,7 @@ import phantoms
 import pytest
 from analytic import CANVAS, analytic_engine, ellipsoid
 
-from MedZeroSegLib import pipeline
+from MedZeroSegLib import encoding, pipeline
 from MedZeroSegLib.embedding_store import ROOM_VARIABLE, EmbeddingStore, embedding_store
 from MedZeroSegLib.errors import InputError
 from MedZeroSegLib.presets import Engine
@@ -29,11 +29,11 @@ PLENTY = 1 << 40
 @pytest.fixture
 def engine(monkeypatch: pytest.MonkeyPatch) -> Iterator[Engine]:
     made = analytic_engine(BRIGHTNESS)
-    monkeypatch.setattr(pipeline, "IMAGE_SIZE", CANVAS)
+    monkeypatch.setattr(encoding, "IMAGE_SIZE", CANVAS)
     monkeypatch.setattr(pipeline, "load_engine", lambda *_: made)
-    pipeline.forget_volumes()
+    encoding.forget_volumes()
     yield made
-    pipeline.forget_volumes()
+    encoding.forget_volumes()
 
 
 def volume(path: Path | None = None) -> Volume:
@@ -47,7 +47,7 @@ def volume(path: Path | None = None) -> Volume:
 
 def run(engine: Engine, store: EmbeddingStore | None, image: Volume | None = None) -> tuple[list[np.ndarray], int]:
     """Masks of a run in which nothing is in memory, and how many slices it encoded."""
-    pipeline.forget_volumes()
+    encoding.forget_volumes()
     before = engine.decoder.pictures_embedded
     result = pipeline.segment(image or volume(), "liver; kidney", store=store)
     return [segment.mask for segment in result.segments], engine.decoder.pictures_embedded - before

@@ -12,7 +12,7 @@ import pytest
 import torch
 from analytic import CANVAS, analytic_engine, dice, ellipsoid
 
-from MedZeroSegLib import pipeline
+from MedZeroSegLib import encoding, pipeline
 from MedZeroSegLib.errors import InputError, MemoryShortage
 from MedZeroSegLib.presets import Engine
 from MedZeroSegLib.segment import Segment
@@ -33,15 +33,15 @@ Load = Callable[[Engine], Engine]
 @pytest.fixture
 def load(monkeypatch: pytest.MonkeyPatch) -> Iterator[Load]:
     """Makes the line run on an engine of one's own, with nothing kept from other tests."""
-    monkeypatch.setattr(pipeline, "IMAGE_SIZE", CANVAS)
-    pipeline._encoded.clear()
+    monkeypatch.setattr(encoding, "IMAGE_SIZE", CANVAS)
+    encoding._encoded.clear()
 
     def use(engine: Engine) -> Engine:
         monkeypatch.setattr(pipeline, "load_engine", lambda *_: engine)
         return engine
 
     yield use
-    pipeline._encoded.clear()
+    encoding._encoded.clear()
 
 
 def abdomen(liver: bool = True) -> np.ndarray:
@@ -78,9 +78,9 @@ ASKED = "left kidney; right kidney; kidneys; liver; spleen"
 @pytest.fixture(scope="module")
 def expected() -> dict[str, np.ndarray]:
     """World positions of the masks of the phantom in its plain storage, which are right to begin with."""
-    pipeline._encoded.clear()
+    encoding._encoded.clear()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pipeline, "IMAGE_SIZE", CANVAS)
+        patch.setattr(encoding, "IMAGE_SIZE", CANVAS)
         patch.setattr(pipeline, "load_engine", lambda *_: analytic_engine(BRIGHTNESS))
         volume = stored(abdomen())
         found = run(volume, ASKED)
@@ -293,10 +293,10 @@ def test_a_second_question_on_a_volume_embeds_nothing(load):
 
 def test_only_the_last_volumes_are_kept(load):
     engine = load(analytic_engine(BRIGHTNESS))
-    volumes = [stored(abdomen() + np.int16(n)) for n in range(pipeline.KEPT_VOLUMES + 1)]
+    volumes = [stored(abdomen() + np.int16(n)) for n in range(encoding.KEPT_VOLUMES + 1)]
     for volume in volumes:
         run(volume, "liver")
-    assert len(pipeline._encoded) == pipeline.KEPT_VOLUMES
+    assert len(encoding._encoded) == encoding.KEPT_VOLUMES
     embedded = engine.decoder.pictures_embedded
     run(volumes[-1], "kidney")
     assert engine.decoder.pictures_embedded == embedded
@@ -537,8 +537,8 @@ def test_a_card_that_runs_out_of_memory_gets_fewer_slices_at_once(load, monkeypa
     expected_mask = None
     for room in (100, 3):
         engine = load(analytic_engine(BRIGHTNESS))
-        pipeline._encoded.clear()
-        monkeypatch.setattr(pipeline, "slices_at_once", lambda device: 16)
+        encoding._encoded.clear()
+        monkeypatch.setattr(encoding, "slices_at_once", lambda device: 16)
         embed, asked = engine.decoder.embed_slices, []
 
         def embed_few(slices, canvas, embed=embed, asked=asked, room=room):

@@ -17,7 +17,7 @@ from killed_training import kill_after_checkpoint, one_thread
 from safetensors.torch import load_file, save_file
 from weak_samples import MATRIX, SHAPE, VENTRICLE, heart, make_cohort, small_students
 
-from MedZeroSegLib import pipeline, read_volume, segment, worker
+from MedZeroSegLib import encoding, read_volume, segment, worker
 from MedZeroSegLib.cohort.journal import Journal
 from MedZeroSegLib.cohort.settings import RunSettings, engine_marks
 from MedZeroSegLib.errors import InputError
@@ -267,7 +267,7 @@ def test_a_stack_is_looked_at_whole(cohort, patched, tmp_path):
     settings = replace(LEARNT, steps=2, batch=1, dimension=3)
     folder = train_weak(cohort, tmp_path / "stacks", settings, 1, "cpu", told_nothing)
     volume = read_volume(unseen(tmp_path)[0], modality="MR")
-    pipeline.forget_volumes()
+    encoding.forget_volumes()
     assert segment(volume, ["left ventricle"], str(folder), "cpu").segments[0].mask.shape == SHAPE
 
 

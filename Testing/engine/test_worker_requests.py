@@ -14,7 +14,7 @@ import SimpleITK as sitk
 from analytic import CANVAS, analytic_engine, ellipsoid
 from weight_samples import BODY, entry, port_without_server, serving, store_of
 
-from MedZeroSegLib import delivery, pipeline, read_volume, worker
+from MedZeroSegLib import delivery, encoding, pipeline, read_volume, worker
 from MedZeroSegLib.errors import InputError, InstallationError
 from MedZeroSegLib.extent import crop, mask_extent, mask_sha256
 from MedZeroSegLib.protocol import decode_event
@@ -29,11 +29,11 @@ LIVER, KIDNEY = ellipsoid(SHAPE, (13, 9, 4.5), (8, 5.5, 2.2)), ellipsoid(SHAPE, 
 def own_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Nothing kept from other tests or from this user."""
     monkeypatch.setattr("MedZeroSegLib.forecast.rates_file", lambda: tmp_path / "state" / "seconds.json")
-    monkeypatch.setattr(pipeline, "IMAGE_SIZE", CANVAS)
-    pipeline.forget_volumes()
+    monkeypatch.setattr(encoding, "IMAGE_SIZE", CANVAS)
+    encoding.forget_volumes()
     worker._volume.cache_clear()
     yield
-    pipeline.forget_volumes()
+    encoding.forget_volumes()
     worker._volume.cache_clear()
 
 
@@ -159,7 +159,7 @@ def test_what_the_stages_took_is_remembered(models, message, tmp_path):
     (rates,) = json.loads((tmp_path / "state" / "seconds.json").read_text()).values()
     assert set(rates) == {"planned", "encoding", "segmenting"}
     answers = Answers()
-    pipeline.forget_volumes()
+    encoding.forget_volumes()
     answers.to(worker.segment_volume, {**message, "id": 8})
     (planned,) = [event for event in answers.events if event.get("code") == "preparing"]
     assert planned["seconds_left"] is not None
@@ -307,7 +307,7 @@ def test_a_process_that_finds_its_embeddings_on_disk_answers_the_same(models, me
     message["names"] = ["left kidney", "liver"]
     told, encoded = [], []
     for _ in range(2):
-        pipeline.forget_volumes()  # as a new process
+        encoding.forget_volumes()  # as a new process
         answers, before = Answers(), models.decoder.pictures_embedded
         answers.to(worker.segment_volume, message)
         told.append([(one["name"], one["found"], one["box"], one["score"]) for one in answers.segments])

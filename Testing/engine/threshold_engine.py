@@ -67,6 +67,6 @@ def forget_volumes():
 
 def dask_setup(worker):
     """Called by Dask in each worker."""
-    pipeline = ModuleType("MedZeroSegLib.pipeline")
-    pipeline.segment, pipeline.forget_volumes = segment, forget_volumes
-    sys.modules["MedZeroSegLib.pipeline"] = pipeline
+    pipeline, encoding = ModuleType("MedZeroSegLib.pipeline"), ModuleType("MedZeroSegLib.encoding")
+    pipeline.segment, encoding.forget_volumes = segment, forget_volumes
+    sys.modules.update({module.__name__: module for module in (pipeline, encoding)})
