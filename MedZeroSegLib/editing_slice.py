@@ -21,6 +21,7 @@ DECODER_SHARE = 0.4  # of the decoder's logits, against the corrector's
 AGREEMENT_MIN = 0.7  # Dice between corrector and decoder, for the decoder to count
 PASSES = 3  # of the corrector where there was nothing: the first answer is timid, the next ones start from it
 NEAR = 3  # pixels: a change belongs to a hint that is this near
+MIDDLE_SHARE = 0.9  # of a piece's greatest depth: a click as deep as that lies in its middle
 REACH_SHARE, REACH_MIN = 3.0, 5.0  # how far it goes, in depths of the hint and pixels more
 
 
@@ -38,12 +39,30 @@ def marked(hints: Hints, spots: np.ndarray, inside: bool) -> Hints:
 
 def spots_on(canvas: Canvas, places: np.ndarray, radius: int) -> np.ndarray:
     """Discs around pixels (row, column) [m, 2] of the slice, bool [256, 256] on the canvas."""
-    scale = np.array([canvas.rows / canvas.height, canvas.columns / canvas.width])
-    centres = np.minimum(((places + 0.5) * scale).astype(int), [canvas.rows - 1, canvas.columns - 1])
+    centres = centres_on(canvas, places)
     spots = np.zeros((canvas.size, canvas.size), bool)
     spots[centres[:, 0], centres[:, 1]] = True
     rows, columns = np.ogrid[-radius : radius + 1, -radius : radius + 1]
     return ndimage.binary_dilation(spots, rows**2 + columns**2 <= radius**2)
+
+
+def centres_on(canvas: Canvas, places: np.ndarray) -> np.ndarray:
+    """Pixels (row, column) [m, 2] of the slice as pixels of the canvas."""
+    scale = np.array([canvas.rows / canvas.height, canvas.columns / canvas.width])
+    return np.minimum(((places + 0.5) * scale).astype(int), [canvas.rows - 1, canvas.columns - 1])
+
+
+def pieces_in_whose_middle(mask: np.ndarray, centres: np.ndarray) -> np.ndarray:
+    """The pieces of a mask bool [256, 256] that are meant whole by clicks, (row, column) [m, 2]: people point at the
+    middle of what is wrong, and where that is the middle of a piece, all of it is."""
+    labels, _ = ndimage.label(mask)
+    depth = ndimage.distance_transform_edt(np.pad(mask, 1))[1:-1, 1:-1]
+    meant = np.zeros_like(mask)
+    for row, column in centres:
+        piece = mask & (labels == labels[row, column])
+        if mask[row, column] and depth[row, column] >= MIDDLE_SHARE * depth[piece].max():
+            meant |= piece
+    return meant
 
 
 def on_canvas(canvas: Canvas, mask: np.ndarray) -> np.ndarray:

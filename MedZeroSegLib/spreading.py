@@ -39,6 +39,7 @@ TRUST_SPAN = 0.4  # Dice by which the one has to surpass the other to decide alo
 SEEN_SHARE = 0.5  # of the corrector's own view of a neighbour, against the repair that is carried there
 AREA_MIN = 0.15  # of the neighbour's; below, the structure has ended
 PIXELS_MIN = 6  # of the canvas
+BEYOND_MAX = 0.5  # of the segment's larger part, for the smaller beyond an emptied slice to go with it
 ANCHORS_MAX = 3  # nearest slices whose features are used
 REACH_MAX = 60  # slices with an embedding, from a correction outward
 
@@ -71,6 +72,11 @@ class Anchor:
         corrected, against how alike corrected slices are, which is what neighbours' outlines are worth."""
         right = overlap(self.mask, self.before)
         return float(np.clip(0.5 + (right - likeness) / TRUST_SPAN, 0, 1)) if right > RIGHT_MIN else 0.0
+
+    @property
+    def emptied(self) -> bool:
+        """Whether clicks took away all that had been drawn in it, so that the structure ends before it."""
+        return not self.confirmed and not self.mask.any() and bool(self.before.any())
 
     @property
     def local(self) -> bool:
@@ -117,6 +123,9 @@ class Spreading:
         if not any(anchor.pending for anchor in anchors):
             said.append("Nothing new has been corrected that other slices could follow.")
             return
+        for anchor in anchors:
+            if anchor.pending and (anchor.emptied or anchor.index in self.drawing.absent):
+                self._end_at(anchor)
         legs = self._legs(anchors)
         count = max(1, sum(len(slices) for _, slices, _ in legs))
         done = 0
@@ -155,13 +164,13 @@ class Spreading:
             low = first.index if first else -1
             high = second.index if second else len(self.drawing.mask)
             if (first and first.pending) or (second and second.pending):
-                legs.append((first, [key for key in keys if low < key < high], second))
+                sides = [None if end is None or end.emptied else end for end in (first, second)]
+                legs.append((sides[0], [key for key in keys if low < key < high], sides[1]))
         return legs
 
     def _outward(self, anchor: Anchor, slices: list[int], tell: Tell) -> None:
         """From the last anchor to the end of the volume or of the structure."""
-        if not anchor.mask.any() and anchor.index in self.drawing.absent:
-            self._clear_beyond(anchor.index, slices)
+        if not anchor.mask.any():
             return
         before = {n: self.drawing.mask[n].copy() for n in slices[:REACH_MAX]}
         done = [anchor.index]
@@ -296,12 +305,24 @@ class Spreading:
         new = off_canvas(self.canvas, logits.astype(np.float32), before, self.drawing.mask[n])
         self.session.write(n, self.session.allowed(n, new))
 
-    def _clear_beyond(self, index: int, slices: list[int]) -> None:
-        """Nothing beyond a slice that the structure isn't in: it ends there."""
-        beyond = range(index) if slices and slices[0] < index else range(index + 1, len(self.drawing.mask))
-        for n in beyond:
-            if self.drawing.mask[n].any():
-                self.session.write(n, np.zeros_like(self.drawing.mask[n]))
+    def _end_at(self, anchor: Anchor) -> None:
+        """Empty what lies beyond a slice that the structure isn't in: the side on which a person has corrected
+        nothing, if not both; of two such sides the smaller one, where it is small enough.
+
+        Clicks that emptied a slice tell only of what hung together with it.
+        """
+        count, filled = len(self.drawing.mask), self.drawing.mask.any(axis=(1, 2))
+        sides = [np.arange(anchor.index)[::-1], np.arange(anchor.index + 1, count)]
+        if anchor.emptied:
+            sides = [side[np.logical_and.accumulate(filled[side])] for side in sides]
+        known = {n for n in self._corrected() if filled[n]}
+        free = [side for side in sides if not known & set(side.tolist())]
+        sizes = [int(self.drawing.mask[side].sum()) for side in sides]
+        if len(free) == 2:
+            free = [sides[int(np.argmin(sizes))]] if min(sizes) <= BEYOND_MAX * max(sizes) else []
+        for n in free[0] if free else ():
+            if filled[n]:
+                self.session.write(int(n), np.zeros_like(self.drawing.mask[n]))
 
     def _fill_gaps(self, done: list[int], before: dict[int, np.ndarray], local: bool) -> None:
         """Slices between two key slices get the outline between theirs, where one of these has changed."""

@@ -54,6 +54,24 @@ def test_a_click_removes_what_was_too_much():
     assert dice(editing.mask[5], TRUTH[5]) > dice(surplus[5], TRUTH[5]) + 0.05
 
 
+def test_a_click_in_the_middle_of_a_piece_takes_all_of_it_away_and_no_other():
+    start = np.zeros_like(TRUTH)
+    start[5, 10:31, 20:45] = True  # over organ and surroundings alike
+    start[5, 10:20, 2:12] = True
+    editing = session(start)
+    editing.exclude([[32, 20, 5]])
+    assert not editing.mask[5, :, 15:].any()
+    assert editing.mask[5, 12:18, 4:10].all()
+
+
+def test_a_click_beside_the_middle_of_a_piece_leaves_the_rest_of_it():
+    start = np.zeros_like(TRUTH)
+    start[5, 10:31, 20:45] = True
+    editing = session(start)
+    editing.exclude([[23, 27, 5]])
+    assert editing.mask[5].any() and not editing.mask[5, 27, 23]
+
+
 def test_the_change_is_the_segment_in_the_box_around_all_that_changed():
     start = cut_in_half()
     editing = session(start)

@@ -78,6 +78,37 @@ def test_nothing_lies_beyond_a_slice_that_the_structure_is_not_in():
     assert not editing.mask[12:].any() and editing.mask[8].any()
 
 
+def test_a_slice_at_one_end_that_the_structure_is_not_in_leaves_the_other_side():
+    editing = EditingSession(VOLUME, ENGINE, TRUTH)
+    last = int(HOLDS[-2])
+    editing.not_in_slice(last)
+    editing.spread()
+    assert not editing.mask[last:].any() and np.array_equal(editing.mask[:last], TRUTH[:last])
+
+
+def too_long() -> np.ndarray:
+    """The organ, and at its end three slices of a block that isn't it."""
+    start = TRUTH.copy()
+    start[11:] = False
+    start[11:14, 10:20, 10:20] = True
+    return start
+
+
+def test_the_segment_ends_where_a_click_has_emptied_a_slice():
+    editing = EditingSession(VOLUME, ENGINE, too_long())
+    editing.exclude([[14, 14, 11]])
+    editing.spread()
+    assert not editing.mask[11:].any() and np.array_equal(editing.mask[:11], TRUTH[:11])
+
+
+def test_what_a_person_drew_beyond_an_emptied_slice_stays():
+    editing = EditingSession(VOLUME, ENGINE, too_long())
+    editing.stroke(np.argwhere(TRUTH[13:14])[:, ::-1] + (0, 0, 13), include=True)
+    editing.exclude([[14, 14, 11]])
+    editing.spread()
+    assert editing.mask[13][TRUTH[13]].all()
+
+
 def test_it_stops_where_the_structure_ends():
     editing = drawn_in(int(HOLDS[len(HOLDS) // 2]))
     editing.spread()
