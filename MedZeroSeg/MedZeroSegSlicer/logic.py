@@ -55,6 +55,7 @@ class MedZeroSegLogic(ScriptedLoadableModuleLogic):
         self.setup = Setup()
         self._models = Models.LITE  # those that were examined
         self._described: tuple[Any, VolumeState] | None = None
+        self._looking = False  # a volume is looked at, of which the panel waits to be told
         self._timer = qt.QTimer()
         self._timer.setInterval(POLL_MS)
         self._timer.connect("timeout()", self.poll)
@@ -158,6 +159,9 @@ class MedZeroSegLogic(ScriptedLoadableModuleLogic):
         waits = self.run.poll()
         if not (self.correction.poll() or waits):
             self._timer.stop()
+        if self._looking:
+            self._looking = False
+            self.onChanged()
         if before.phase is Phase.FETCHING and not self.run.state.under_way:
             self.examine(self._models)
         if self.run.state.under_way and len(self.run.state.outcomes) > len(before.outcomes):
@@ -187,12 +191,20 @@ class MedZeroSegLogic(ScriptedLoadableModuleLogic):
         self.onChanged()
 
     def describe(self, volume: Any, modality: Modality = Modality.AUTO) -> VolumeState:
-        """What a volume is; looked at anew only when it, its voxels or its transform have changed."""
+        """What a volume is; looked at anew only when it, its voxels or its transform have changed.
+
+        A large one is looked at while the window lives; ``onChanged`` tells when there is more to know.
+        """
         transform = volume.GetParentTransformNode()
         moved = transform.GetTransformToWorldMTime() if transform else 0
         key = (volume.GetID(), volume.GetMTime(), volume_stamp(volume), moved, modality)
         if self._described is None or self._described[0] != key:
-            self._described = (key, describe_volume(volume, modality.value or None))
+            state = describe_volume(volume, modality.value or None, wait=False)
+            if state.looking:
+                self._looking = True
+                self._timer.start()
+                return state
+            self._described = (key, state)
         return self._described[1]
 
     def likelyVolume(self) -> Any:

@@ -13,7 +13,8 @@ def likely_volume(scene: Any, active_id: str | None) -> Any:
     """The active volume, else the first that can be segmented, else the first; None without any."""
     volumes = list(_nodes(scene, "vtkMRMLScalarVolumeNode"))
     volumes.sort(key=lambda node: node.GetID() != active_id)
-    usable = (volume for volume in volumes if describe_volume(volume).usable)
+    states = ((volume, describe_volume(volume, wait=False)) for volume in volumes)
+    usable = (volume for volume, state in states if state.usable or state.looking)
     return next(usable, volumes[0] if volumes else None)
 
 

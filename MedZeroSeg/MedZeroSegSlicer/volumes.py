@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import os
 import threading
-from collections import OrderedDict
 from contextlib import suppress
 from dataclasses import dataclass
 from importlib import import_module
@@ -15,20 +14,20 @@ from typing import Any
 import numpy as np
 
 from MedZeroSegLib.errors import InputError
-from MedZeroSegLib.field_of_view import FieldOfView, field_of_view
-from MedZeroSegLib.modality import PICTURE_SUFFIXES, guess_modality, holds_whole_numbers, modality_of_dicom
-from MedZeroSegLib.outside import padding_value
+from MedZeroSegLib.field_of_view import FieldOfView
+from MedZeroSegLib.modality import PICTURE_SUFFIXES, modality_of_dicom
+from MedZeroSegLib.queries import resolve
 from MedZeroSegLib.volume import SHEAR_MAX_DEGREES, shear_degrees
 
 from .frames import frame_of
 from .translation import _
+from .voxel_look import GreyLevels, Question, grey_levels, look
 
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])  # its own inverse
 DICOM_MODALITY_TAG, DICOM_BODY_PART_TAG = "0008,0060", "0018,0015"
 SLICED_MODALITIES = ("CT", "MR", "PET", "nuclear medicine")  # one slice of these has its place in the patient
 SPACING_MIN_MM = 0.01  # below it, a file in another unit (metres, cm) is likelier than such an image of a patient
 EXPORTS_KEPT = 2  # files; the one before the newest may still be read
-SEEN_VOLUMES = 8  # volumes whose grey levels are remembered
 
 
 @dataclass(frozen=True)
@@ -39,6 +38,7 @@ class VolumeState:
     ----------
     usable : whether it can be segmented.
     sentence : if not, why, and what to do; else empty.
+    looking : whether it is still looked at, so that nothing is known yet.
     modality, modality_source : members of ``MODALITIES`` and ``MODALITY_SOURCES`` of MedZeroSegLib.volume.
     size_line : such as "512 x 512 x 100 voxels, 0.70 x 0.70 x 5.00 mm", along i, j, k.
     warnings : sentences to show once.
@@ -58,13 +58,14 @@ class VolumeState:
     calibrated: bool = True
     frames: int = 1
     field_of_view: FieldOfView = FieldOfView()
+    looking: bool = False
 
 
 @dataclass(frozen=True)
 class VolumeExport:
     """A volume on its way to the engine: the message's "volume" entry, and the voxels that belong into its file.
 
-    ``write`` touches no MRML, so that it may run in a thread while the window stays alive.
+    ``write`` touches no MRML, so that it may run in a thread while the window stays alive; colors become grey there.
     """
 
     message: dict[str, Any]
@@ -76,8 +77,9 @@ class VolumeExport:
         if not path.exists():
             part = path.with_suffix(".part")
             try:
+                grey, _lost_colour = grey_levels(self.voxels)
                 with part.open("wb") as file:
-                    np.save(file, self.voxels, allow_pickle=False)
+                    np.save(file, grey, allow_pickle=False)
                 os.replace(part, path)
             except OSError:
                 part.unlink(missing_ok=True)  # the disk may be full
@@ -89,43 +91,66 @@ class VolumeExport:
 
 
 def load_ahead() -> threading.Thread:
-    """Load what the first volume will need in a thread: a quarter of a second for which the window needn't wait."""
-    thread = threading.Thread(target=import_module, args=("scipy.ndimage",), daemon=True)
+    """Load what the first volume and the first name will need in a thread, for which the window needn't wait."""
+
+    def load() -> None:
+        import_module("scipy.ndimage")
+        resolve("livr")  # makes the indexes of names, also those for slips of the pen
+
+    thread = threading.Thread(target=load, daemon=True)
     thread.start()
     return thread
 
 
-def describe_volume(volume_node: Any, given: str | None = None) -> VolumeState:
+def describe_volume(volume_node: Any, given: str | None = None, wait: bool = True) -> VolumeState:
     """State of a node of the volume selector, or of None.
 
     Parameters
     ----------
     given : modality that the user chose; wins over DICOM and over the guess.
+    wait : until all voxels have been looked at; else the state says that they still are, to be asked again.
     """
     sentence = _not_an_image(volume_node) or _not_a_grid(volume_node)
-    levels = None if sentence else _grey_levels(volume_node)
-    if levels is not None and levels.empty:
-        sentence = _("{name} holds nothing but padding, NaN or infinity; load the image again.").format(
-            name=volume_node.GetName()
-        )
-    if sentence or levels is None:
+    if sentence:
         return VolumeState(usable=False, sentence=sentence)
     stated = given or _modality_in_dicom(volume_node)
-    dimension = _dimension(volume_node, stated)
-    guess = guess_modality(levels.smallest, levels.largest, levels.whole_numbers, dimension)
-    calibrated = _is_calibrated(volume_node, dimension)
-    modality = stated or guess
+    question = _question(volume_node, stated)
+    seen, frames = look(question, wait), (frame_of(volume_node) or (0, 1))[1]
+    if seen is None or seen.levels.empty:
+        text = (
+            _("Looking at {name}...") if seen is None
+            else _("{name} holds nothing but padding, NaN or infinity; load the image again.")
+        )  # fmt: skip
+        sentence = text.format(name=volume_node.GetName())
+        return VolumeState(usable=False, sentence=sentence, frames=frames, looking=seen is None)
     return VolumeState(
         usable=True,
         sentence="",
-        modality=modality,
+        modality=seen.modality,
         modality_source="given" if given else "dicom" if stated else "guess",
-        size_line=_size_line(volume_node, dimension, calibrated),
-        warnings=tuple(_warnings(volume_node, levels)),
+        size_line=_size_line(volume_node, question.dimension, question.calibrated),
+        warnings=tuple(_warnings(volume_node, seen.levels)),
+        dimension=question.dimension,
+        calibrated=question.calibrated,
+        frames=frames,
+        field_of_view=seen.field_of_view,
+    )
+
+
+def _question(node: Any, stated: str | None) -> Question:
+    """What its voxels are to tell. The part of the body is looked at for the first frame seen of a sequence."""
+    import slicer.util
+
+    dimension, stamp = _dimension(node, stated), volume_stamp(node)
+    return Question(
+        stamp=stamp,
+        place=(node.GetID(), node.GetImageData().GetDimensions() if frame_of(node) else stamp),
+        voxels=slicer.util.arrayFromVolume(node),
+        matrix=ijk_to_lps(node),
+        stated=stated,
         dimension=dimension,
-        calibrated=calibrated,
-        frames=(frame_of(volume_node) or (0, 1))[1],
-        field_of_view=_field_of_view(volume_node, modality, dimension, calibrated),
+        calibrated=_is_calibrated(node, dimension),
+        body_part=_value_in_database(node, DICOM_BODY_PART_TAG),
     )
 
 
@@ -149,10 +174,12 @@ def export_volume(volume_node: Any, folder: str | Path, given: str | None = None
 def prepare_export(
     volume_node: Any, folder: str | Path, given: str | None = None, frame_node: Any = None
 ) -> VolumeExport:
-    """All of ``export_volume`` but the writing. The voxels are those of the node, not copied (colors become grey).
+    """All of ``export_volume`` but the writing. The voxels are those of the node, not copied.
 
     ``frame_node`` is what a sequence holds for one of its frames: voxels and grid are its, all else the volume's.
     """
+    import slicer.util
+
     state = describe_volume(volume_node, given)
     if not state.usable:
         raise InputError(state.sentence)
@@ -169,7 +196,7 @@ def prepare_export(
         "dimension": state.dimension,
         "calibrated": state.calibrated,
     }
-    return VolumeExport(message, _grey_voxels(grid_node)[0])
+    return VolumeExport(message, slicer.util.arrayFromVolume(grid_node))
 
 
 def volume_stamp(volume_node: Any) -> tuple[str, int] | None:
@@ -307,7 +334,7 @@ def _size_line(node: Any, dimension: int, calibrated: bool) -> str:
     return text.format(size=size, spacing=spacing)
 
 
-def _warnings(node: Any, levels: _GreyLevels) -> list[str]:
+def _warnings(node: Any, levels: GreyLevels) -> list[str]:
     warnings = []
     if frame := frame_of(node):
         text = _("Frame {number} of {count} of a sequence.")
@@ -328,102 +355,3 @@ def _warnings(node: Any, levels: _GreyLevels) -> list[str]:
         text = _("A voxel of {size} mm is very small; if the file is not in mm, correct its spacing.")
         warnings.append(text.format(size=f"{min(node.GetSpacing()):.2g}"))
     return warnings
-
-
-# What part of the body
-
-_fields: OrderedDict[tuple[Any, ...], FieldOfView] = OrderedDict()
-
-
-def _field_of_view(node: Any, modality: str, dimension: int, calibrated: bool) -> FieldOfView:
-    """Looked at once for each state of the voxels, and for the first frame seen of a sequence: frames share it."""
-    matrix = ijk_to_lps(node)
-    state = node.GetImageData().GetDimensions() if frame_of(node) else volume_stamp(node)
-    key = (node.GetID(), state, matrix.tobytes(), modality, dimension, calibrated)
-    if key not in _fields:
-        part = _value_in_database(node, DICOM_BODY_PART_TAG)
-        _fields[key] = field_of_view(_grey_voxels(node)[0], matrix, modality, dimension, calibrated, part)
-        while len(_fields) > SEEN_VOLUMES:
-            _fields.popitem(last=False)
-    return _fields[key]
-
-
-# Grey levels
-
-
-@dataclass(frozen=True)
-class _GreyLevels:
-    """Range of what is image, as the engine sees it after it has set padding and NaN aside."""
-
-    empty: bool
-    smallest: float = 0.0
-    largest: float = 0.0
-    whole_numbers: bool = True
-    not_finite: int = 0
-    lost_colour: bool = False
-
-
-_seen: OrderedDict[tuple[str, int], _GreyLevels] = OrderedDict()
-
-
-def _grey_levels(node: Any) -> _GreyLevels:
-    """Looked at once for each state of the voxels: the panel asks at every change of anything."""
-    stamp = volume_stamp(node)
-    assert stamp is not None
-    if stamp not in _seen:
-        _seen[stamp] = _look_at(*_grey_voxels(node))
-        while len(_seen) > SEEN_VOLUMES:
-            _seen.popitem(last=False)
-    return _seen[stamp]
-
-
-def _grey_voxels(node: Any) -> tuple[np.ndarray, bool]:
-    """Grey levels [k, j, i], a view where there are no colours, and whether colour was lost."""
-    import slicer.util
-
-    voxels = slicer.util.arrayFromVolume(node)
-    if voxels.ndim == 3:
-        return voxels, False
-    from MedZeroSegLib.reading import to_grey  # brings SimpleITK
-
-    grey, lost_colour = to_grey(np.moveaxis(voxels, -1, 0))
-    return np.ascontiguousarray(grey), lost_colour
-
-
-def _look_at(voxels: np.ndarray, lost_colour: bool) -> _GreyLevels:
-    not_finite = 0
-    if voxels.dtype.kind == "f":
-        with np.errstate(over="ignore", invalid="ignore"):
-            looks_finite = bool(np.isfinite(voxels.sum()))  # quick; a sum may also overflow
-        not_finite = 0 if looks_finite else sum(int(np.count_nonzero(~np.isfinite(section))) for section in voxels)
-    if not_finite == voxels.size:
-        return _GreyLevels(empty=True)
-    if not_finite:
-        smallest, largest = _finite_range(voxels)
-    else:
-        smallest, largest = _range_without_padding(voxels)
-    middle = voxels[len(voxels) // 2]
-    filled = np.where(np.isfinite(middle), middle, smallest) if not_finite else middle
-    return _GreyLevels(
-        empty=False,
-        smallest=smallest,
-        largest=largest,
-        whole_numbers=holds_whole_numbers(filled[np.newaxis]),
-        not_finite=not_finite,
-        lost_colour=lost_colour,
-    )
-
-
-def _finite_range(voxels: np.ndarray) -> tuple[float, float]:
-    sections = [section[np.isfinite(section)] for section in voxels]
-    held = [section for section in sections if section.size]
-    return float(min(section.min() for section in held)), float(max(section.max() for section in held))
-
-
-def _range_without_padding(voxels: np.ndarray) -> tuple[float, float]:
-    smallest, largest = voxels.min(), voxels.max()
-    padding = padding_value(voxels, 2 if len(voxels) == 1 else 3, (smallest, largest))
-    if padding is None:
-        return float(smallest), float(largest)
-    image = voxels != padding
-    return float(voxels.min(where=image, initial=voxels.max())), float(voxels.max(where=image, initial=voxels.min()))

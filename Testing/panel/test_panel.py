@@ -67,6 +67,16 @@ def test_image_without_voxels_is_told_and_used_when_they_come(panel):
     assert panel.ui.runButton.enabled and not panel.status
 
 
+def test_large_image_is_looked_at_while_the_window_lives(panel, volume, monkeypatch):
+    monkeypatch.setattr("MedZeroSegSlicer.voxel_look.FEW_VOXELS", 0)
+    other = phantom("other")
+    panel.type("liver")
+    panel.widget.parameters.inputVolume = other
+    assert "Looking at" in panel.status and not panel.ui.runButton.enabled
+    panel.spin(lambda: panel.ui.runButton.enabled)
+    assert "voxels" in panel.ui.volumeLabel.text and "Looking" not in panel.status
+
+
 def test_label_map_is_refused_with_a_sentence(panel):
     slicer.util.addVolumeFromArray(np.ones((3, 4, 5), np.uint8), None, "labels", "vtkMRMLLabelMapVolumeNode")
     assert panel.status.startswith("labels is a label map and not an image") and not panel.ui.runButton.enabled

@@ -6,6 +6,8 @@ import os
 import re
 import subprocess
 import sys
+import threading
+import time
 import types
 from pathlib import Path
 
@@ -234,7 +236,7 @@ def test_body_part_is_looked_up_in_the_dicom_database(scene, monkeypatch):
 
 def test_what_a_scan_shows_is_looked_at_once_for_each_state_of_it(scene, monkeypatch):
     volume, looked = scan(), []
-    monkeypatch.setattr("MedZeroSegSlicer.volumes.field_of_view", lambda *_: looked.append(1) or FieldOfView())
+    monkeypatch.setattr("MedZeroSegSlicer.voxel_look.field_of_view", lambda *_: looked.append(1) or FieldOfView())
     for _ in range(3):
         describe_volume(volume)
         volume.SetName(volume.GetName() + "x")
@@ -285,6 +287,36 @@ def test_grey_levels_are_looked_at_again_when_voxels_change(scene):
     slicer.util.arrayFromVolume(volume)[...] = 5
     slicer.util.arrayFromVolumeModified(volume)
     assert describe_volume(volume).modality == "MR"
+
+
+# While the window lives
+
+
+def test_large_volume_is_looked_at_while_the_window_lives(scene, monkeypatch):
+    monkeypatch.setattr("MedZeroSegSlicer.voxel_look.FEW_VOXELS", 0)
+    volume, may_end = scan(), threading.Event()
+    monkeypatch.setattr("MedZeroSegSlicer.voxel_look.field_of_view", lambda *_: may_end.wait(30) and FieldOfView())
+    state = describe_volume(volume, wait=False)
+    assert state.looking and not state.usable and "Looking at" in state.sentence
+    assert describe_volume(volume, wait=False).looking
+    may_end.set()
+    until = time.monotonic() + 30
+    while (state := describe_volume(volume, wait=False)).looking and time.monotonic() < until:
+        time.sleep(0.001)
+    assert state == describe_volume(volume) and state.usable
+
+
+def test_what_fails_while_the_window_lives_is_told_to_who_asked(scene, monkeypatch):
+    def fail(*_):
+        raise MemoryError
+
+    monkeypatch.setattr("MedZeroSegSlicer.voxel_look.FEW_VOXELS", 0)
+    monkeypatch.setattr("MedZeroSegSlicer.voxel_look.field_of_view", fail)
+    monkeypatch.setattr(threading, "excepthook", lambda _arguments: None)
+    volume, until = scan(), time.monotonic() + 30
+    with pytest.raises(MemoryError):
+        while describe_volume(volume, wait=False).looking and time.monotonic() < until:
+            time.sleep(0.001)
 
 
 # Pictures
