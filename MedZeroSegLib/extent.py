@@ -14,6 +14,8 @@ EMPTY_EXTENT: Extent = (0, -1, 0, -1, 0, -1)
 
 def mask_extent(mask: np.ndarray) -> Extent:
     """First and last index along i, j, k that hold a voxel of ``mask`` [k, j, i]; ``EMPTY_EXTENT`` when none does."""
+    if mask.size and all(mask.take(end, axis).any() for axis in range(3) for end in (0, -1)):
+        return 0, mask.shape[2] - 1, 0, mask.shape[1] - 1, 0, mask.shape[0] - 1  # most masks are in their smallest box
     k = np.flatnonzero(mask.any(axis=(1, 2)))
     if k.size == 0:
         return EMPTY_EXTENT
@@ -43,5 +45,9 @@ def mask_sha256(labels: np.ndarray, extent: Extent, label: int | None = None) ->
     flat = labels.reshape(-1)
     for first in range(0, flat.size, PORTION):
         portion = flat[first : first + PORTION]
-        digest.update(np.packbits(portion != 0 if label is None else portion == label).tobytes())
+        if label is not None:
+            portion = portion == label
+        elif portion.dtype != bool:
+            portion = portion != 0
+        digest.update(np.packbits(portion).tobytes())
     return digest.hexdigest()

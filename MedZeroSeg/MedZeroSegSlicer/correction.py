@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,45 +13,22 @@ from typing import Any
 import numpy as np
 
 from MedZeroSegLib.errors import MedZeroSegError
-from MedZeroSegLib.extent import EMPTY_EXTENT, Extent, crop, mask_extent, mask_sha256
+from MedZeroSegLib.extent import EMPTY_EXTENT, mask_sha256
 
-from .segment_io import keep_provenance, provenance_of, read_on_grid, write_segment
+from .correction_target import Target, Voxels, pasted
+from .segment_io import keep_provenance, provenance_of
+from .segment_voxels import read_on_grid, write_segment
 from .segmentation_run import SegmentationRun, Settings
 from .translation import _
 from .volumes import prepare_export, volume_stamp
+from .writing import Writing
 
 DEBOUNCE_S = 0.05  # actions that follow each other more quickly go together
 POSITION_DIGITS = 2  # of a voxel, kept in a segment's provenance
 CORRECTIONS = "corrections"  # their key in there
 
 Action = dict[str, Any]
-Voxels = tuple[np.ndarray, Extent, bool]  # as `segment_io.read_on_grid` gives them
 Look = tuple[str, int]  # of a segment in the scene: its voxels' SHA-256, and how many corrections it has seen
-
-
-@dataclass(frozen=True)
-class Target:
-    """The segment that is corrected, and the image that it is a segment of."""
-
-    segmentation: Any
-    segment_id: str
-    volume: Any
-
-    @property
-    def segment(self) -> Any:
-        """The vtkSegment; None when it, its node or the image has gone."""
-        if self.segmentation.GetScene() is None or self.volume.GetScene() is None:
-            return None
-        return self.segmentation.GetSegmentation().GetSegment(self.segment_id)
-
-    def look(self, voxels: Voxels) -> Look:
-        """Tells a state of the segment, whose voxels these are, from all others."""
-        mask, extent, _resampled = voxels
-        return mask_sha256(mask, extent), len(provenance_of(self.segment).get(CORRECTIONS, ()))
-
-    def voxels(self) -> Voxels:
-        """As `segment_io.read_on_grid`."""
-        return read_on_grid(self.segmentation, self.volume, self.segment_id)
 
 
 @dataclass
@@ -90,6 +67,8 @@ class Correction:
         self._settings, self._modality, self._stay_out = Settings(), None, False
         self._files = 0  # written so far; each has a name of its own
         self._written: list[Path] = []
+        self._writing: Writing | None = None  # of what opens the correction
+        self._opening: tuple[dict[str, Any], Look] | None = None  # what is sent then; None where nobody wants it now
         self._lose_session()
         self._begin_anew()
 
@@ -149,15 +128,26 @@ class Correction:
             self.target = None
             self._lose_session()
             self.on_changed()
+        if self._writing is not None:
+            if self._writing.is_alive():
+                return True
+            self._submit_opening()
         waits = self._asked or bool(self._pending) or self._spread
         if waits and self._current is None and not self._run.state.under_way and time.monotonic() >= self._due:
             self._send()
         return self.busy
 
+    def close(self) -> None:
+        """Correct nothing any more, and write no files."""
+        self.choose(None, Settings())
+        if self._writing is not None:
+            self._writing.join()
+
     @property
     def busy(self) -> bool:
         """Whether something is on its way."""
-        return self._current is not None or self._asked or bool(self._pending) or self._spread
+        opening = self._opening is not None
+        return self._current is not None or opening or self._asked or bool(self._pending) or self._spread
 
     @property
     def can_undo(self) -> bool:
@@ -176,39 +166,68 @@ class Correction:
         except MedZeroSegError as error:
             self._give_up(str(error))
         except OSError as error:
-            text = _("The segment could not be handed to the engine ({reason}); make room on the disk and try again.")
-            self._give_up(text.format(reason=error.strerror or error))
+            self._tell_of_disk(error)
         self.on_changed()
+
+    def _tell_of_disk(self, error: OSError) -> None:
+        text = _("The segment could not be handed to the engine ({reason}); make room on the disk and try again.")
+        self._give_up(text.format(reason=error.strerror or error))
+
+    def _look(self, target: Target) -> tuple[Voxels, Look]:
+        """The segment's voxels, and what tells this state of it from all others; read anew when it has changed."""
+        stamp = target.stamp()
+        if self._seen is None or self._seen[0] != stamp:
+            voxels = target.voxels()
+            self._seen = stamp, voxels, mask_sha256(*voxels[:2])
+        _stamp, voxels, fingerprint = self._seen
+        return voxels, (fingerprint, len(provenance_of(target.segment).get(CORRECTIONS, ())))
 
     def _send_start(self, target: Target) -> None:
         self._lose_session()
-        voxels = target.voxels()
+        voxels, look = self._look(target)
         export = prepare_export(target.volume, self._run.folder, self._modality)
-        export.write()
         self._volume, self._stamp = export.message, volume_stamp(target.volume)
+        writes = [export.write]
         message = {
             "cmd": "edit-start",
             "volume": self._volume,
             "name": self._name(target.segment),
-            "mask": self._mask_file(voxels),
-            "others": list(self._others(target)),
+            "mask": self._mask_file(voxels, writes),
+            "others": list(self._others(target, writes)),
             "stay_out": self._stay_out,
             "through": None,
             "preset": self._settings.preset,
             "device": self._settings.device,
             "weights_folder": self._settings.weights_folder or None,
         }
-        look = target.look(voxels)
         self.sentence = _("Getting ready to correct {name}...").format(name=target.segment.GetName())
-        self._current = _Message(self._run.engine.submit(message), look)
-        self._asked = False
+        self._opening, self._writing, self._asked = (message, look), Writing(*writes), False
+
+    def _submit_opening(self) -> None:
+        """The files are written: send the message, unless nobody wants it any more."""
+        assert self._writing is not None
+        fault, opening = self._writing.fault, self._opening
+        self._writing = self._opening = None
+        if opening is None:
+            self._forget_files()
+        elif fault is not None:
+            self._forget_files()
+            self._tell_of_disk(fault)
+            self.on_changed()
+        elif self._run.state.under_way:  # it has begun meanwhile and goes first
+            self._forget_files()
+            self._asked = True
+        else:
+            self._current = _Message(self._run.engine.submit(opening[0]), opening[1])
 
     def _send_edit(self, target: Target) -> None:
-        voxels = target.voxels()
-        look = target.look(voxels)
+        voxels, look = self._look(target)
         actions, self._pending, self._asked = self._pending, [], False
         if look not in self._revisions:
-            actions = [{"kind": "redraw", "mask": self._mask_file(voxels)}, *actions]
+            writes: list[Callable[[], None]] = []
+            actions = [{"kind": "redraw", "mask": self._mask_file(voxels, writes)}, *actions]
+            for write in writes:
+                write()
         revision = self._revisions.get(look, self._revision)
         spread = not actions and self._spread
         if spread:
@@ -228,23 +247,23 @@ class Correction:
         number = self._run.engine.submit(message)
         self._current = _Message(number, look, tuple(actions), spread, revision)
 
-    def _mask_file(self, voxels: Voxels) -> dict[str, Any] | None:
-        """The message's entry of a mask; None for an empty one."""
+    def _mask_file(self, voxels: Voxels, writes: list[Callable[[], None]]) -> dict[str, Any] | None:
+        """The message's entry of a mask, whose writing is added to ``writes``; None for an empty one."""
         mask, extent, _resampled = voxels
         if extent == EMPTY_EXTENT:
             return None
         file = self._run.folder / f"edit-{self._files}.npy"
         self._files += 1
-        np.save(file, mask.astype(np.uint8), allow_pickle=False)
+        writes.append(lambda: np.save(file, mask.view(np.uint8), allow_pickle=False))
         self._written.append(file)
         return {"file": str(file), "box": list(extent)}
 
-    def _others(self, target: Target) -> Iterator[dict[str, Any]]:
+    def _others(self, target: Target, writes: list[Callable[[], None]]) -> Iterator[dict[str, Any]]:
         segmentation = target.segmentation.GetSegmentation()
         for other_id in segmentation.GetSegmentIDs():
             if other_id == target.segment_id:
                 continue
-            mask = self._mask_file(read_on_grid(target.segmentation, target.volume, other_id))
+            mask = self._mask_file(read_on_grid(target.segmentation, target.volume, other_id), writes)
             if mask is not None:
                 yield {"name": self._name(segmentation.GetSegment(other_id)), "mask": mask}
 
@@ -291,8 +310,8 @@ class Correction:
         target = self.target
         if target is None or target.segment is None:
             return
-        voxels = target.voxels()
-        if target.look(voxels) != message.look or self._run.state.under_way:
+        voxels, look = self._look(target)
+        if look != message.look or self._run.state.under_way:
             self._send_again(message)
             return
         self._opened_again = False
@@ -302,7 +321,9 @@ class Correction:
                     new = np.load(event["mask"], allow_pickle=False) != 0
                     mask, extent = pasted(*voxels[:2], new, tuple(event["box"]))
                     write_segment(target.segmentation, target.volume, target.segment_id, mask, extent)
+                    voxels = mask, extent, False
                 self._record(target.segment, message)
+            self._seen = target.stamp(), voxels, mask_sha256(*voxels[:2])
         except (MedZeroSegError, OSError, ValueError, RuntimeError):
             logging.exception("MedZeroSeg: a correction was not written")
             self._lose_session()
@@ -313,7 +334,7 @@ class Correction:
         # Revisions that were ahead of the one that was gone back to are replaced by this one.
         kept = {look: revision for look, revision in self._revisions.items() if revision <= message.revision}
         self._revision = event["revision"]
-        self._revisions = {**kept, target.look(target.voxels()): self._revision}
+        self._revisions = {**kept, self._look(target)[1]: self._revision}
         self.sentence = " ".join(event["sentences"])
         if not self.sentence and event["stage"] == "volume":
             count = len(event["slices"])
@@ -339,6 +360,7 @@ class Correction:
     def _begin_anew(self) -> None:
         """Nothing is on its way."""
         self._current: _Message | None = None
+        self._opening = None
         self._pending: list[Action] = []
         self._spread = self._asked = self._opened_again = False
         self._due = self._last = 0.0
@@ -348,6 +370,7 @@ class Correction:
         self._session: int | None = None
         self._revision = 0
         self._revisions: dict[Look, int] = {}
+        self._seen: tuple[Hashable, Voxels, str] | None = None  # of the segment: its stamp, voxels, their SHA-256
         self._volume: dict[str, Any] = {}
         self._stamp: tuple[str, int] | None = None
 
@@ -372,31 +395,6 @@ class Correction:
         for file in self._written:
             file.unlink(missing_ok=True)
         self._written.clear()
-
-
-def pasted(mask: np.ndarray, extent: Extent, new: np.ndarray, box: Extent) -> tuple[np.ndarray, Extent]:
-    """A mask, bool [k, j, i] in its extent, with other voxels in a box; in the smallest extent that holds it."""
-    if extent == EMPTY_EXTENT:
-        both = box
-    else:
-        first = np.minimum(extent[::2], box[::2])
-        last = np.maximum(extent[1::2], box[1::2])
-        i0, j0, k0, i1, j1, k1 = map(int, (*first, *last))
-        both = i0, i1, j0, j1, k0, k1
-    whole = np.zeros([both[n + 1] - both[n] + 1 for n in (4, 2, 0)], bool)
-    if extent != EMPTY_EXTENT:
-        crop(whole, _within(extent, both))[:] = mask
-    crop(whole, _within(box, both))[:] = new
-    tight = mask_extent(whole)
-    if tight == EMPTY_EXTENT:
-        return np.zeros((0, 0, 0), bool), EMPTY_EXTENT
-    return crop(whole, tight), _within(tight, tuple(-both[n // 2 * 2] for n in range(6)))
-
-
-def _within(extent: Extent, other: Sequence[int]) -> Extent:
-    """An extent counted from the first voxel of another."""
-    i0, i1, j0, j1, k0, k1 = (index - other[n // 2 * 2] for n, index in enumerate(extent))
-    return i0, i1, j0, j1, k0, k1
 
 
 def recorded(action: Action) -> Action:

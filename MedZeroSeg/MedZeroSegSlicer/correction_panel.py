@@ -5,15 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 import qt
 import slicer
 
 from MedZeroSegLib.errors import InputError
 
-from .correction import Target
 from .correction_state import TOOLS, CorrectionFacts, correction_reason, correction_state
-from .placing import Placing, jump_to_slice, shown_slice
+from .correction_target import Target
+from .placing import Placing, jump_to, jump_to_slice, shown_slice
 from .review_order import Doubtful, next_after, review_order
 from .segment_io import provenance_of
 from .segmentation_run import Settings
@@ -164,6 +163,8 @@ class CorrectionPanel:
                 self._tool_was_used = True
                 self._forget.start()  # tables let go of one row before they take another
             self.stop()
+            if (target := self.target()) is not None:
+                jump_to(target.volume, target.center())
             if self._choose() and self._tool_was_used:
                 self.use("include")
         self.refresh()
@@ -260,9 +261,7 @@ class CorrectionPanel:
         self._looked_at = row
         target, rows = self.target(), self.rows() or ()
         if target is not None and row.index is not None:
-            _mask, extent, _resampled = target.voxels()
-            center = (np.array(extent[::2]) + np.array(extent[1::2])) / 2
-            jump_to_slice(target.volume, row.through, row.index, center)
+            jump_to_slice(target.volume, row.through, row.index, target.center())
         number = rows.index(row) + 1 if row in rows else 1
         values = {"name": row.name, "index": row.index, "number": number, "count": len(rows)}
         whole, one = _("{name}, {number} of {count}."), _("{name}, slice {index}, {number} of {count} to look at.")

@@ -154,13 +154,16 @@ class EngineProcess:
             self._delivering = False
         return self.busy or bool(self._ending)
 
-    def close(self) -> None:
-        """End the process, and what it is at; a later request starts a new one."""
+    def close(self, wait: bool = True) -> None:
+        """End the process, and what it is at; a later request starts a new one. It takes up to a second to go."""
         self.cancel()
         self._ending.clear()
         if self._process is not None:
             process, self._process = self._process, None
-            process.leave()
+            leaving = threading.Thread(target=process.leave)
+            leaving.start()
+            if wait:
+                leaving.join()
 
     # What has come
 

@@ -139,13 +139,14 @@ class MedZeroSegLogic(ScriptedLoadableModuleLogic):
 
     def free(self) -> None:
         """End the engine's process, with the memory that it holds."""
-        self.run.free()
+        self.run.free(wait=False)
         self.onChanged()
 
     def close(self) -> None:
         """End for good."""
         self._timer.stop()
         self._soon.stop()
+        self.correction.close()
         self.run.close()
 
     def watch(self) -> None:

@@ -20,7 +20,8 @@ from MedZeroSegLib.segment_tags import TERMINOLOGY_TAG, terminology_entry
 from MedZeroSegLib.vocabulary import SIDE_CODES, Code, vocabulary
 from MedZeroSegLib.writers import TABLE_SUFFIX, replacing
 
-from .segment_io import FILL_OPACITY, write_segment
+from .segment_io import FILL_OPACITY
+from .segment_voxels import write_segment
 from .translation import _
 
 SEG_NRRD = ".seg.nrrd"

@@ -82,10 +82,15 @@ def shown_slice(volume: Any, through: int) -> int | None:
 
 def jump_to_slice(volume: Any, through: int, index: int, center: np.ndarray) -> None:
     """Let all slice views show slice ``index``, at a position (i, j, k) [3] of which the other two indices count."""
-    import slicer
-
     position = np.array(center, float)
     position[through] = index
+    jump_to(volume, position)
+
+
+def jump_to(volume: Any, position: np.ndarray) -> None:
+    """Let all slice views show a position (i, j, k) [3]."""
+    import slicer
+
     slicer.vtkMRMLSliceNode.JumpAllSlices(volume.GetScene(), *to_world(volume, position[None])[0])
 
 
@@ -104,7 +109,8 @@ def stroke(line: np.ndarray) -> np.ndarray:
     parts = [line[:1]]
     for start, end in zip(line[:-1], line[1:], strict=True):
         steps = max(1, int(np.ceil(np.abs(end - start).max() * 2)))
-        parts.append(start + (end - start) * np.arange(1, steps + 1)[:, None] / steps)
+        between = start + (end - start) * np.arange(1, steps)[:, None] / steps
+        parts += [between, end[None]]  # the end itself: a sum that rounds to it may lie in the next voxel
     voxels = np.rint(np.concatenate(parts)).astype(int)
     return voxels[np.sort(np.unique(voxels, axis=0, return_index=True)[1])]
 

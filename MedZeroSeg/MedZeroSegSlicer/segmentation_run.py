@@ -7,7 +7,6 @@ import logging
 import shutil
 import sys
 import tempfile
-import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
@@ -22,10 +21,12 @@ from .engine_process import EngineProcess
 from .frames import FrameResults, frame_of
 from .region_of_interest import region_of
 from .run_state import CANCELLABLE, Phase, RunState, advanced, failed
+from .scene_undo import SceneUndo
 from .scratch_folder import ScratchFolder
-from .segment_io import SceneUndo, add_result, create_segmentation, prepare_segmentation
+from .segment_io import add_result, create_segmentation, prepare_segmentation
 from .translation import _
 from .volumes import VolumeExport, prepare_export, volume_stamp
+from .writing import Writing
 
 LOG_LINES = 400  # of the engine, kept for a report
 
@@ -89,7 +90,7 @@ class SegmentationRun:
         self._stamp: tuple[str, int] | None = None
         self._request: dict[str, Any] = {}  # what the messages of all frames have in common; empty for other requests
         self._message: dict[str, Any] | None = None  # waits for the voxels to be written
-        self._writer: _Writer | None = None
+        self._writer: Writing | None = None
         self._masks: Path | None = None
         self._id: int | None = None
         self._arrived: Mapping[str, Any] | None = None  # a result that is written with one of the next polls
@@ -145,7 +146,7 @@ class SegmentationRun:
     def _hand_over(self, export: VolumeExport) -> None:
         self._id = None
         self._message = {**self._request, "volume": export.message}
-        self._writer = _Writer(export)
+        self._writer = Writing(export.write)
 
     def check(self, settings: Settings) -> None:
         """Begin the engine's self-check; its answer becomes ``state.ready_line``."""
@@ -188,9 +189,9 @@ class SegmentationRun:
         waits = self.engine.poll()
         return waits or self.state.under_way or self._writer is not None
 
-    def free(self) -> None:
+    def free(self, wait: bool = True) -> None:
         """End the engine's process, with all memory that it holds."""
-        self.engine.close()
+        self.engine.close(wait)
 
     def close(self) -> None:
         """End for good: no process, no files."""
@@ -390,19 +391,3 @@ class SegmentationRun:
             self._give_up("input", text)
             return False
         return True
-
-
-class _Writer(threading.Thread):
-    """Writes the voxels into their file, so that the window stays alive; touches nothing of the scene."""
-
-    def __init__(self, export: VolumeExport) -> None:
-        super().__init__(daemon=True)
-        self.fault: OSError | None = None
-        self._export = export
-        self.start()
-
-    def run(self) -> None:
-        try:
-            self._export.write()
-        except OSError as error:
-            self.fault = error

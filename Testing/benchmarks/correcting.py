@@ -114,7 +114,7 @@ def spread_of(values: list[float]) -> dict[str, float]:
 
 def measure(corrections: Corrections, truth: np.ndarray, clicks: int) -> dict[str, Any]:
     """All figures, in milliseconds."""
-    from MedZeroSegSlicer.segment_io import read_segment
+    from MedZeroSegSlicer.segment_voxels import read_segment
 
     widget = corrections.widget
     widget.correctionPanel.act({"kind": "confirm", "slice": MIDDLE})
@@ -158,7 +158,8 @@ def main() -> int:
     environment = new_scene(tempfile.mkdtemp())
     qapp = application.install(environment, ROOT / "MedZeroSeg" / "MedZeroSeg.py")
     from MedZeroSegSlicer import logic
-    from MedZeroSegSlicer.segment_io import create_segmentation, write_segment
+    from MedZeroSegSlicer.segment_io import create_segmentation
+    from MedZeroSegSlicer.segment_voxels import write_segment
 
     import MedZeroSeg
 

@@ -24,7 +24,8 @@ import numpy as np
 ROOT = Path(__file__).parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "MedZeroSeg"), str(ROOT / "Testing" / "scene")]
 
-from MedZeroSegSlicer.segment_io import SceneUndo, add_result, create_segmentation  # noqa: E402
+from MedZeroSegSlicer.scene_undo import SceneUndo  # noqa: E402
+from MedZeroSegSlicer.segment_io import add_result, create_segmentation  # noqa: E402
 from MedZeroSegSlicer.volumes import describe_volume, export_volume  # noqa: E402
 from mrml_scene import new_scene  # noqa: E402
 

@@ -19,16 +19,11 @@ from fake_editing import RADIUS  # noqa: E402
 from hypothesis import given, settings  # noqa: E402
 from hypothesis import strategies as st  # noqa: E402
 from hypothesis.extra.numpy import arrays  # noqa: E402
-from MedZeroSegSlicer.correction import pasted  # noqa: E402
+from MedZeroSegSlicer.correction_target import pasted  # noqa: E402
 from MedZeroSegSlicer.placing import shown_slice, stroke, to_ijk, to_world  # noqa: E402
 from MedZeroSegSlicer.review_order import Doubtful, doubtful_slices, next_after  # noqa: E402
-from MedZeroSegSlicer.segment_io import (  # noqa: E402
-    add_result,
-    keep_provenance,
-    provenance_of,
-    read_segment,
-    write_segment,
-)
+from MedZeroSegSlicer.segment_io import add_result, keep_provenance, provenance_of  # noqa: E402
+from MedZeroSegSlicer.segment_voxels import read_segment, write_segment  # noqa: E402
 from phantoms_of_panel import body  # noqa: E402
 
 from MedZeroSegLib.extent import EMPTY_EXTENT, crop, mask_extent  # noqa: E402

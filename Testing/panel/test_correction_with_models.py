@@ -11,7 +11,8 @@ import pytest
 slicer = pytest.importorskip("slicer", reason="slicer-core has no wheel for this Python")
 pytest.importorskip("PySide6", reason="PySide6 shows the panel")
 
-from MedZeroSegSlicer.segment_io import create_segmentation, provenance_of, read_segment, write_segment  # noqa: E402
+from MedZeroSegSlicer.segment_io import create_segmentation, provenance_of  # noqa: E402
+from MedZeroSegSlicer.segment_voxels import read_segment, write_segment  # noqa: E402
 from phantoms_of_panel import BODIES, grey_levels, oblique_grid  # noqa: E402
 from test_correction import Corrector  # noqa: E402
 

@@ -15,7 +15,7 @@ slicer = pytest.importorskip("slicer", reason="slicer-core has no wheel for this
 pytest.importorskip("PySide6", reason="PySide6 shows the panel")
 
 import SimpleITK as sitk  # noqa: E402
-from MedZeroSegSlicer.segment_io import write_segment  # noqa: E402
+from MedZeroSegSlicer.segment_voxels import write_segment  # noqa: E402
 from MedZeroSegSlicer.work_list import WorkList  # noqa: E402
 from phantoms_of_panel import BODIES, SHAPE, body, grey_levels, oblique_grid  # noqa: E402
 

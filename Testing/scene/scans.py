@@ -52,7 +52,7 @@ def scan(ijk_to_ras: np.ndarray | None = None, shape: tuple[int, int, int] = SHA
 
 def draw(node: Any, volume: Any, name: str, box: Extent, color: tuple[float, float, float] = (0.1, 0.2, 0.9)) -> str:
     """A segment as a user paints it."""
-    from MedZeroSegSlicer.segment_io import write_segment
+    from MedZeroSegSlicer.segment_voxels import write_segment
 
     segment_id = node.GetSegmentation().AddEmptySegment("", name, color)
     write_segment(node, volume, segment_id, crop(block(box), box), box)

@@ -6,14 +6,8 @@ import json
 
 import numpy as np
 import pytest
-from MedZeroSegSlicer.segment_io import (
-    add_result,
-    create_segmentation,
-    prepare_segmentation,
-    provenance_of,
-    read_segment,
-    write_segment,
-)
+from MedZeroSegSlicer.segment_io import add_result, create_segmentation, prepare_segmentation, provenance_of
+from MedZeroSegSlicer.segment_voxels import read_segment, write_segment
 from MedZeroSegSlicer.volumes import volume_stamp
 from scans import (
     SHAPE,

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from MedZeroSegSlicer.segment_io import SceneUndo, add_result, create_segmentation, write_segment
+from MedZeroSegSlicer.scene_undo import SceneUndo
+from MedZeroSegSlicer.segment_io import add_result, create_segmentation
+from MedZeroSegSlicer.segment_voxels import write_segment
 from scans import SHAPE, block, draw, found, l_shape, names_in, tags_of, voxels_of
 
 from MedZeroSegLib.extent import Extent, crop

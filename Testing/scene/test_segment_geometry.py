@@ -8,12 +8,8 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from MedZeroSegSlicer.segment_io import (
-    create_segmentation,
-    prepare_segmentation,
-    read_segment,
-    write_segment,
-)
+from MedZeroSegSlicer.segment_io import create_segmentation, prepare_segmentation
+from MedZeroSegSlicer.segment_voxels import read_segment, write_segment
 from scans import SHAPE, block, grid, holds, l_shape, scan, transform, turned, voxels_of, warp
 
 from MedZeroSegLib.errors import InputError
