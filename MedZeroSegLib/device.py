@@ -62,6 +62,15 @@ def release_memory(device: str) -> None:
         torch.cuda.empty_cache()
 
 
+def precision_of(device: str) -> str:
+    """In which numbers LiteMedSAM's networks compute on a device: "bfloat16" on NVIDIA's cards, else "float32".
+
+    On CPUs with AVX-512 BF16 instructions bfloat16 takes .6 of the time, but moves validation figures by −.013 to +.036,
+    while in float32 all CPUs draw the same masks.
+    """
+    return "bfloat16" if device == "cuda" else "float32"
+
+
 def computes_bfloat16(device: str) -> bool:
     """Whether bfloat16 is faster than float32 there: on NVIDIA's cards, and on CPUs with AMX or AVX-512 BF16
     instructions or their Arm counterpart."""

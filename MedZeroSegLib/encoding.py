@@ -155,4 +155,4 @@ class Filling:
     def _made_by(self) -> str:
         """All that the embedding of a slice depends on, but the slice and the models' code."""
         engine = self.engine
-        return repr((engine.weights, engine.preset.zero_shot, engine.device, torch.__version__))
+        return repr((engine.weights, engine.preset.zero_shot, engine.device, engine.precision, torch.__version__))

@@ -111,7 +111,8 @@ ZERO_SHOT_NOTE = "The preset {name} was never shown masks: every result is a try
 
 @dataclass(frozen=True)
 class Engine:
-    """A preset's models, loaded on a device, the files that they came from, and what their answers are worth."""
+    """A preset's models, loaded on a device, the files that they came from, what their answers are worth, and in which
+    numbers, "float32" or "bfloat16", the large networks compute there."""
 
     preset: Preset
     text_image: TextImageModel
@@ -120,11 +121,13 @@ class Engine:
     weights: tuple[dict[str, str], ...]
     warnings: tuple[str, ...]
     calibration: Calibration | None = None
+    precision: str = "float32"
 
     @property
     def settings(self) -> dict[str, Any]:
         """What a report says of the preset."""
-        return {**asdict(self.preset), "trained_sources": sorted(self.text_image.card.sources)}
+        sources = sorted(self.text_image.card.sources)
+        return {**asdict(self.preset), "trained_sources": sources, "precision": self.precision}
 
     def at(self, sensitivity: float) -> Engine:
         """The engine at a sensitivity 0..1; raises InputError for another number."""
@@ -274,6 +277,7 @@ def head_file(preset: str = EXTENDED_FROM) -> Path:
 
 
 def _load_lite(preset: Preset, device: str, store: WeightsStore, passed_over: tuple[str, ...]) -> Engine:
+    from MedZeroSegLib.device import precision_of
     from MedZeroSegLib.text_image.lite import LiteTextImage, read_head
     from MedZeroSegLib.text_image.minilm import MiniLmTextTower
     from MedZeroSegLib.text_image.text_vectors import TextVectors
@@ -288,7 +292,8 @@ def _load_lite(preset: Preset, device: str, store: WeightsStore, passed_over: tu
     if calibration is not None:
         records.append(_shipped(f"{preset.name} confidence", calibration_file(preset.name), preset))
         preset = replace(preset, found_min=calibration.found_min)
-    return Engine(preset, text_image, decoder, device, tuple(records), passed_over, calibration)
+    made_in = precision_of(device)
+    return Engine(preset, text_image, decoder, device, tuple(records), passed_over, calibration, made_in)
 
 
 def _shipped(name: str, file: Path, preset: Preset) -> dict[str, str]:

@@ -12,6 +12,7 @@ import torch
 from MedZeroSegLib import presets
 from MedZeroSegLib.device import DEVICES, choose_device, limit_memory
 from MedZeroSegLib.errors import InputError, InstallationError
+from MedZeroSegLib.mask_decoder import cpu_graph
 from MedZeroSegLib.mask_decoder.cpu_graph import fastest_form
 from MedZeroSegLib.mask_decoder.lite_medsam import LiteMedSamModel
 from MedZeroSegLib.mask_decoder.lite_medsam_network import LiteMedSam, rename_published_keys
@@ -188,6 +189,35 @@ def test_a_graph_that_cannot_be_kept_costs_no_result(tmp_path):
     (tmp_path / "file").write_text("not a folder")
     for _ in range(2):
         assert graph_of_doubling(tmp_path / "file" / "doubling") == (True, None)
+
+
+class Blurring(torch.nn.Module):
+    """Its sums differ visibly in bfloat16."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.convolution = torch.nn.Conv2d(3, 16, 5, padding=2)
+
+    def forward(self, pictures: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        blurred = self.convolution(pictures)
+        return blurred, blurred.mean((2, 3))
+
+
+@needs_openvino
+def test_graphs_compute_in_float32_whatever_the_processor_would_choose_also_read_from_their_file(tmp_path):
+    network, pictures = Blurring(), torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    for _ in range(2):
+        blurred, _ = fastest_form(lambda: network, (pictures,), torch.device("cpu"), tmp_path / "blurring")(pictures)
+        assert torch.allclose(blurred, network(pictures)[0], atol=1e-5)
+
+
+@needs_openvino
+def test_graphs_of_other_precisions_are_kept_apart(monkeypatch, tmp_path):
+    assert graph_of_doubling(tmp_path / "doubling")[0]
+    monkeypatch.setattr(cpu_graph, "precision_of", lambda _: "bfloat16")
+    assert graph_of_doubling(tmp_path / "doubling")[0]  # built anew
+    assert len(list(tmp_path.glob("*.graph"))) == 2
 
 
 def test_graphs_of_other_weights_are_kept_apart():

@@ -106,11 +106,14 @@ def test_a_slice_that_is_read_counts_as_used(engine, tmp_path):
     assert all(file.stat().st_mtime > 1e9 for file in files(store))
 
 
-def test_slices_of_another_window_model_or_content_are_kept_apart(engine, tmp_path, monkeypatch):
+def test_slices_of_another_window_model_precision_or_content_are_kept_apart(engine, tmp_path, monkeypatch):
     store = EmbeddingStore(tmp_path, PLENTY)
     run(engine, store)
     assert run(engine, store, replace(volume(), voxels=volume().voxels * np.int16(2)))[1] == SLICES
     other = replace(engine, weights=({"name": "analytic", "sha256": "1" * 64},))
+    monkeypatch.setattr(pipeline, "load_engine", lambda *_: other)
+    assert run(other, store)[1] == SLICES
+    other = replace(engine, precision="bfloat16")
     monkeypatch.setattr(pipeline, "load_engine", lambda *_: other)
     assert run(other, store)[1] == SLICES
 
