@@ -65,7 +65,7 @@ def release_memory(device: str) -> None:
 def precision_of(device: str) -> str:
     """In which numbers LiteMedSAM's networks compute on a device: "bfloat16" on NVIDIA's cards, else "float32".
 
-    On CPUs with AVX-512 BF16 instructions bfloat16 takes .6 of the time, but moves validation figures by −.013 to +.036,
+    On CPUs with AVX-512 BF16 instructions bfloat16 takes .6 of the time but moves validation figures by −.013 to +.036,
     while in float32 all CPUs draw the same masks.
     """
     return "bfloat16" if device == "cuda" else "float32"
