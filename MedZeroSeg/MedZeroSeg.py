@@ -159,7 +159,7 @@ class MedZeroSegWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         tools = {keys: lambda tool=tool: self.correctionPanel.use(tool) for keys, tool in KEYS_OF_TOOLS.items()}
         for keys, slot in (
             ("N", self.ui.doubtButton.click), ("Shift+A", self.ui.acceptButton.click), ("Ctrl+Return", self.onRun),
-            ("Ctrl+Enter", self.onRun), ("Esc", self.onEscape), *tools.items(),
+            ("Ctrl+Enter", self.onRun), ("Esc", self.onEscape), ("Ctrl+Z", self.onUndoKey), *tools.items(),
         ):  # fmt: skip
             shortcut = qt.QShortcut(qt.QKeySequence(keys), parent)
             shortcut.connect("activated()", slot)
@@ -179,6 +179,7 @@ class MedZeroSegWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
             shortcut.setParent(None)
         self._shortcuts = {}
         self.correctionPanel.stop()
+        self.shareUndo()
 
     def cleanup(self) -> None:
         """Slicer unloads the module."""
@@ -277,6 +278,8 @@ class MedZeroSegWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         for keys, shortcut in self._shortcuts.items():
             if keys == "Esc":
                 shortcut.enabled = self.ui.cancelButton.enabled or self.correctionPanel.tool != ""
+            elif keys == "Ctrl+Z":  # in the field of names it is the field's
+                shortcut.enabled = self.ui.undoButton.enabled or self.ui.takeBackButton.enabled
             elif keys in KEYS_OF_TOOLS:  # these are others' keys while none of our tools is used
                 shortcut.enabled = self.correctionPanel.tool != ""
 
@@ -423,6 +426,10 @@ class MedZeroSegWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         else:
             self.logic.cancel()
 
+    def onUndoKey(self) -> None:
+        """Take back what is on its way, or else the last change."""
+        (self.ui.takeBackButton if self.logic.correction.busy else self.ui.undoButton).click()
+
     def onSegmentation(self, node: Any) -> None:
         """A run has made the segmentation that its results go into."""
         if self.parameters is not None:
@@ -473,8 +480,21 @@ class MedZeroSegWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
             self.logic.fetch(self.settings())
 
     def onEdit(self) -> None:
-        """Hand the segments over to Slicer's own editor."""
+        """Hand the segments over to Slicer's own editor, with what can be undone."""
+        chosen = list(self.ui.segmentsTable.selectedSegmentIDs())
         slicer.util.selectModule("SegmentEditor")
         editor = slicer.modules.SegmentEditorWidget.editor
         editor.setSegmentationNode(self.parameters.segmentation)
         editor.setSourceVolumeNode(self.parameters.inputVolume)
+        self.shareUndo()
+        if len(chosen) == 1:
+            editor.setCurrentSegmentID(chosen[0])
+
+    def shareUndo(self) -> None:
+        """Let the Segment Editor undo what was done here, if it shows the same segments; the selection stays."""
+        if self.parameters is None or self.parameters.segmentation is None:
+            return
+        chosen = list(self.ui.segmentsTable.selectedSegmentIDs())
+        self.logic.run.share_undo()
+        if chosen != list(self.ui.segmentsTable.selectedSegmentIDs()):
+            self.ui.segmentsTable.setSelectedSegmentIDs(chosen)

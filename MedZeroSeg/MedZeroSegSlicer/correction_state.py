@@ -70,7 +70,7 @@ def correction_state(facts: CorrectionFacts) -> dict[str, Control]:
     return {
         "correctionSection": Control(visible=facts.has_segments),
         **controls,
-        "takeBackButton": _button(busy or nothing, _("Take back the last correction.")),
+        "takeBackButton": _button(busy or nothing, _("Take back the last change of these segments.")),
         "doubtButton": _button(_no_doubt(facts), _("Show what deserves a look next, the most doubtful first (N).")),
         "doubtList": Control(visible=bool(facts.doubtful)),
         "acceptButton": _button(

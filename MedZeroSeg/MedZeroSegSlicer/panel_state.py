@@ -141,7 +141,7 @@ def _buttons(facts: Facts) -> dict[str, Control]:
     cold = "" if facts.engine_warm else _("The engine holds no memory now.")
     return {
         "show3DButton": _button(empty, _("Show the segments in 3D.")),
-        "undoButton": _button(busy or fresh, _("Take back what the last run changed.")),
+        "undoButton": _button(busy or fresh, _("Take back the last change of these segments.")),
         "editButton": _button(busy or empty, _("Edit these segments by hand with Slicer's tools.")),
         "checkButton": _button(busy or missing, _("Load the models and tell what they run on.")),
         "freeButton": _button(busy or cold, _("End the engine; the next run takes longer to start.")),

@@ -97,6 +97,7 @@ class SegmentationRun:
         self._is_new = False  # the segmentation, of which nobody has been told
         self._started = 0.0
         self._stay_out = False
+        self._steps_since = 0  # corrections since the last run
         self._undo: SceneUndo | FrameResults | None = None
 
     # Control
@@ -214,15 +215,23 @@ class SegmentationRun:
         return not self.state.under_way and self._undo is not None and self._undo.can_undo
 
     def undo(self) -> None:
-        """Take the last run's changes back."""
+        """Take the last step back; what the last run told goes with the run's own."""
         if self.can_undo and self._undo is not None:
             self._undo.undo()
-            self.state = RunState()
+            if not self._steps_since:
+                self.state = RunState()
+            self._steps_since = max(0, self._steps_since - 1)
+
+    def share_undo(self) -> None:
+        """Let the Segment Editor undo what was done here, if it shows the segmentation."""
+        if isinstance(self._undo, SceneUndo):
+            self._undo.share()
 
     def take_back(self) -> None:
         """Take the last step back, of a run or a correction; what the last run told stays."""
         if self.can_undo and self._undo is not None:
             self._undo.undo()
+            self._steps_since = max(0, self._steps_since - 1)
 
     def history(self, segmentation: Any, volume: Any) -> SceneUndo:
         """The undo of a segmentation, which runs and corrections share; a new step begins."""
@@ -230,6 +239,7 @@ class SegmentationRun:
             raise RuntimeError("a run is under way")
         self._frames, self._volume = None, volume
         self._choose(segmentation)
+        self._steps_since += 1
         assert isinstance(self._undo, SceneUndo)
         return self._undo
 
@@ -246,6 +256,7 @@ class SegmentationRun:
         self.state = RunState(phase=phase, **values)
         self._id = self._message = self._arrived = None
         self._request, self._is_new = {}, False
+        self._steps_since = 0
         self._started = time.monotonic()
 
     def _submit(self) -> None:

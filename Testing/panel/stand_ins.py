@@ -272,6 +272,65 @@ class qMRMLSegmentationShow3DButton(adapt(QtWidgets.QPushButton)):
             self._node.RemoveClosedSurfaceRepresentation()
 
 
+class qMRMLSegmentEditorWidget(QtWidgets.QWidget):
+    """The Segment Editor's widget, in as far as others talk to it, with Slicer's own history of one segmentation.
+
+    As there, another segmentation empties the history, and whether there are steps only the buttons tell.
+    """
+
+    undoEnabled = True
+
+    def __init__(self) -> None:
+        import slicer
+
+        super().__init__()
+        self._editor_node = slicer.mrmlScene.AddNode(slicer.vtkMRMLSegmentEditorNode())
+        self._logic = slicer.vtkSlicerSegmentEditorLogic()
+        self._logic.SetMRMLScene(slicer.mrmlScene)
+        self._logic.SetSegmentEditorNode(self._editor_node)
+        self._logic.SetMaximumNumberOfUndoStates(10)
+        self._buttons = {}
+        for name in ("UndoButton", "RedoButton"):
+            self._buttons[name] = adapt(QtWidgets.QToolButton)(self)
+            self._buttons[name].setObjectName(name)
+        self._logic.AddObserver(self._logic.SegmentationHistoryChangedEvent, lambda *_event: self._update())
+        self._update()
+
+    def _update(self) -> None:
+        self._buttons["UndoButton"].setEnabled(self._logic.CanUndo())
+        self._buttons["RedoButton"].setEnabled(self._logic.CanRedo())
+
+    def findChild(self, _kind: type, name: str) -> Any:
+        return self._buttons[name]
+
+    def segmentationNode(self) -> Any:
+        return self._editor_node.GetSegmentationNode()
+
+    def setSegmentationNode(self, node: Any) -> None:
+        self._editor_node.SetAndObserveSegmentationNode(node)
+
+    def setSourceVolumeNode(self, node: Any) -> None:
+        self._editor_node.SetAndObserveSourceVolumeNode(node)
+
+    def sourceVolumeNode(self) -> Any:
+        return self._editor_node.GetSourceVolumeNode()
+
+    def setCurrentSegmentID(self, segment_id: str) -> None:
+        self._editor_node.SetSelectedSegmentID(segment_id)
+
+    def currentSegmentID(self) -> str:
+        return self._editor_node.GetSelectedSegmentID() or ""
+
+    def saveStateForUndo(self) -> None:
+        self._logic.SaveStateForUndo()
+
+    def undo(self) -> None:
+        self._logic.Undo()
+
+    def redo(self) -> None:
+        self._logic.Redo()
+
+
 STAND_INS: dict[str, type] = {
     kind.__name__: kind
     for kind in (

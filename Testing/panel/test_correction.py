@@ -242,6 +242,7 @@ def test_each_action_is_one_step_of_undo_and_the_next_one_names_the_older_revisi
 def test_undo_of_the_result_is_followed_as_well(corrector, panel):
     corrector.click_at("include", NEAR)
     panel.click("undoButton")
+    assert panel.ui.measurementsLabel.visible  # of the run, which is still there
     corrector.click_at("include", (34, 26, 14))
     assert [message["revision"] for message in corrector.edits()] == [0, 0]
     assert np.array_equal(panel.mask("liver"), body("liver") | square(34, 26, 14))

@@ -13,6 +13,7 @@ pytest.importorskip("PySide6", reason="PySide6 shows the panel")
 
 from phantoms_of_panel import body, phantom  # noqa: E402
 from PySide6 import QtCore, QtTest, QtWidgets  # noqa: E402
+from stand_ins import qMRMLSegmentEditorWidget  # noqa: E402
 
 
 def press(panel, key, modifier=QtCore.Qt.NoModifier, widget=None) -> None:
@@ -257,15 +258,11 @@ def test_result_can_be_shown_in_3d_and_edited_by_hand(volume, panel, monkeypatch
     assert panel.ui.show3DButton.segmentationNode() is node
     panel.click("show3DButton")
     assert node.GetSegmentation().ContainsRepresentation("Closed surface")
-    seen = []
-    editor = type("Editor", (), {
-        "setSegmentationNode": lambda self, node: seen.append(node),
-        "setSourceVolumeNode": lambda self, node: seen.append(node),
-    })()  # fmt: skip
+    seen, editor = [], qMRMLSegmentEditorWidget()
     monkeypatch.setattr(slicer.util, "selectModule", seen.append)
     monkeypatch.setattr(slicer.modules, "SegmentEditorWidget", type("W", (), {"editor": editor}), raising=False)
     panel.click("editButton")
-    assert seen == ["SegmentEditor", node, volume]
+    assert seen == ["SegmentEditor"] and (editor.segmentationNode(), editor.sourceVolumeNode()) == (node, volume)
 
 
 def test_click_on_a_segment_shows_it_in_the_slices(volume, panel):
