@@ -43,6 +43,8 @@ class Concept:
         What is known of the image, for models whose texts say so.
     kind
         Of the structure in the vocabulary; "" where it is unknown.
+    described
+        Whether the query is no name, but a text that resembles the structure.
     """
 
     name: str
@@ -55,6 +57,7 @@ class Concept:
     parts: int
     scene: Scene
     kind: str
+    described: bool = False
 
 
 def concept_of(query: Query, engine: Engine, volume: Volume, plane: str) -> Concept:
@@ -67,7 +70,9 @@ def concept_of(query: Query, engine: Engine, volume: Volume, plane: str) -> Conc
     """
     card = engine.text_image.card
     structure = query.structure
-    name = query.concept
+    like = None if structure else engine.text_image.structure_like(query.name)
+    structure = vocabulary()[like] if like else structure
+    name = structure.name if structure else query.concept
     trained = name in card.competitors
     if trained:
         rivals = card.competitors[name]
@@ -93,6 +98,7 @@ def concept_of(query: Query, engine: Engine, volume: Volume, plane: str) -> Conc
         parts=structure.parts * (2 if structure.side == "paired" else 1) if structure else 0,
         scene=Scene(volume.modality, plane, structure.region if structure else ""),
         kind=structure.kind if structure else "",
+        described=like is not None,
     )
 
 

@@ -300,7 +300,9 @@ def _segment(volume: Volume, query: Query, concept: Concept, whole: Whole, engin
     warnings += engine.text_image.text_remarks(concept.wordings, concept.scene)
     if not concept.trained and engine.text_image.card.concepts:
         warnings.append(f"The model was not trained on {concept.name!r}: this is a try, look at it closely.")
-    if query.suggestions:
+    if concept.described:
+        warnings.append(f"{query.typed!r} isn't a known name; {concept.name} was looked for, which it resembles.")
+    elif query.suggestions:
         warnings.append(f"{query.typed!r} isn't a known name; did you mean {' or '.join(query.suggestions)}?")
     if query.structure and volume.modality != "other" and volume.modality not in query.structure.modalities:
         warnings.append(f"{query.name} is seldom seen in {volume.modality}.")
@@ -358,7 +360,7 @@ def _provenance(
     refined = whole.refined
     return {
         "typed": query.typed,
-        "understood_as": query.name,
+        "understood_as": concept.name if concept.described else query.name,
         "status": query.status,
         "wordings": list(concept.wordings),
         "trained": concept.trained,

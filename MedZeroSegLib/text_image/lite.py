@@ -17,6 +17,7 @@ from MedZeroSegLib.mask_decoder.decoder import Embedding
 from MedZeroSegLib.mask_decoder.lite_medsam import DETAIL_SIZE
 from MedZeroSegLib.text_image.dpfem import RegionTextHead
 from MedZeroSegLib.text_image.model import HeadCard, Scene, SliceFeatures
+from MedZeroSegLib.text_image.resemblance import Resemblance
 from MedZeroSegLib.text_image.text_vectors import TextVectors
 
 
@@ -39,6 +40,7 @@ class LiteTextImage:
         self.texts = texts
         self.card = card
         self.device = torch.device(device)
+        self.resemblance = Resemblance(texts, card.concepts)
         self._encoded: dict[tuple[str, ...], Tensor] = {}
 
     @torch.inference_mode()
@@ -59,6 +61,11 @@ class LiteTextImage:
     def text_remarks(self, wordings: Sequence[str], scene: Scene) -> tuple[str, ...]:
         """Nothing: its text tower is trained with its texts cut."""
         return ()
+
+    @torch.inference_mode()
+    def structure_like(self, text: str) -> str | None:
+        """What the text describes; its own vector would lose against that structure's."""
+        return self.resemblance.structure_like(text)
 
     @torch.inference_mode()
     def score(self, pixels: Tensor, texts: Tensor) -> Tensor:

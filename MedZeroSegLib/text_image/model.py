@@ -84,6 +84,10 @@ class TextImageModel(Protocol):
         """Sentences for the user on what of these words isn't read."""
         ...
 
+    def structure_like(self, text: str) -> str | None:
+        """The structure of the vocabulary whose name the model reads better than this description of it."""
+        ...
+
 
 class ZeroShotModel(TextImageModel, Protocol):
     """A model that never saw masks: only the volume itself tells which of its numbers are high.

@@ -128,6 +128,10 @@ class OpenClipDense:
         """Unit vectors [b, e] of what a structure of this kind competes with everywhere."""
         return torch.stack([self.texts.mean((text,)) for text in negative_sentences(kind, scene)])
 
+    def structure_like(self, text: str) -> str | None:
+        """None: it reads any text."""
+        return None
+
     def text_remarks(self, wordings: Sequence[str], scene: Scene) -> tuple[str, ...]:
         """A sentence for each wording of which the text tower reads only the beginning."""
         limit = self.clip.tokenizer.length_max

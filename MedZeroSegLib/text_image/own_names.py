@@ -94,6 +94,10 @@ class ExtendedTextImage:
         """What the shipped model says of shipped words."""
         return () if wordings[0] in self.own else self.shipped.text_remarks(wordings, scene)
 
+    def structure_like(self, text: str) -> str | None:
+        """What it is like to the shipped model, unless it is a new name."""
+        return None if text in self.own else self.shipped.structure_like(text)
+
     @torch.inference_mode()
     def score(self, pixels: Tensor, texts: Tensor) -> Tensor:
         """Logits [n, k, 128, 128]: of shipped vectors by the shipped head, of new names as they are."""

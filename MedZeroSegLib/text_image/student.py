@@ -72,6 +72,10 @@ class StudentTextImage:
         """Nothing: no words are read."""
         return ()
 
+    def structure_like(self, text: str) -> str | None:
+        """None: no words are read."""
+        return None
+
     @torch.inference_mode()
     def score(self, pixels: Tensor, texts: Tensor) -> Tensor:
         """Logits [n, k, 256, 256] of the classes that the vectors [k, classes] pick."""

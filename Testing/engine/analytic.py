@@ -81,6 +81,9 @@ class BrightnessModel:
     def encode_slices(self, slices: np.ndarray, canvas: Canvas, embedding: Embedding) -> SliceFeatures:
         return SliceFeatures(embedding.detail, torch.zeros(len(slices), 0))
 
+    def structure_like(self, text: str) -> str | None:
+        return None
+
     def text_remarks(self, wordings: Sequence[str], scene: Scene) -> tuple[str, ...]:
         return ()
 

@@ -63,6 +63,9 @@ class NoText:
     def score(self, pixels: Tensor, texts: Tensor) -> Tensor:
         return torch.zeros(len(pixels), len(texts), 64, 64)
 
+    def structure_like(self, text: str) -> str | None:
+        return None
+
     def text_remarks(self, wordings: Sequence[str], scene: Scene) -> tuple[str, ...]:
         return ()
 
