@@ -22,7 +22,7 @@ from MedZeroSegLib.progress import Progress
 from MedZeroSegLib.queries import Query
 from MedZeroSegLib.saliency import Competition, Saliency, saliency_of
 from MedZeroSegLib.text_image.model import Scene, ZeroShotModel
-from MedZeroSegLib.vocabulary import confusions, may_overlap, vocabulary, wordings
+from MedZeroSegLib.vocabulary import MADE_OF_PARTS, confusions, may_overlap, vocabulary, wordings
 from MedZeroSegLib.volume import Volume
 from MedZeroSegLib.zero_shot import Against, Ground, Relief, averaged, draw, reliefs
 
@@ -45,6 +45,8 @@ class Concept:
         Of the structure in the vocabulary; "" where it is unknown.
     described
         Whether the query is no name, but a text that resembles the structure.
+    parts_asked
+        Trained names that are asked in place of a whole which the model wasn't trained on.
     """
 
     name: str
@@ -58,6 +60,12 @@ class Concept:
     scene: Scene
     kind: str
     described: bool = False
+    parts_asked: tuple[str, ...] = ()
+
+    @property
+    def asked(self) -> tuple[str, ...]:
+        """The names whose answers together are the concept's."""
+        return self.parts_asked or (self.name,)
 
 
 def concept_of(query: Query, engine: Engine, volume: Volume, plane: str) -> Concept:
@@ -74,8 +82,12 @@ def concept_of(query: Query, engine: Engine, volume: Volume, plane: str) -> Conc
     structure = vocabulary()[like] if like else structure
     name = structure.name if structure else query.concept
     trained = name in card.competitors
+    parts_asked = () if trained else _trained_parts(name, card.concepts)
     if trained:
         rivals = card.competitors[name]
+    elif parts_asked:
+        others = {rival for part in parts_asked for rival in card.competitors[part]}
+        rivals = tuple(sorted(other for other in others if not may_overlap(name, other)))
     elif card.closed:
         raise InputError(
             f"The preset {engine.preset.name} was trained on {', '.join(card.concepts)} alone, not on {name}; ask for "
@@ -91,7 +103,7 @@ def concept_of(query: Query, engine: Engine, volume: Volume, plane: str) -> Conc
         name=name,
         wordings=wordings(structure) if structure else (query.name,),
         rivals=rivals,
-        trained=trained,
+        trained=trained or bool(parts_asked),
         calibrated=trained and name not in card.own,
         window=window if window and window[0] <= LUNG_LEVEL_MAX else None,
         ring=bool(structure and structure.encloses),
@@ -99,7 +111,15 @@ def concept_of(query: Query, engine: Engine, volume: Volume, plane: str) -> Conc
         scene=Scene(volume.modality, plane, structure.region if structure else ""),
         kind=structure.kind if structure else "",
         described=like is not None,
+        parts_asked=parts_asked,
     )
+
+
+def _trained_parts(name: str, trained: Sequence[str]) -> tuple[str, ...]:
+    """The trained parts of a structure that such parts make up, none where they don't."""
+    if name not in MADE_OF_PARTS:
+        return ()
+    return tuple(part for part in trained if part in vocabulary() and name in vocabulary()[part].parents)
 
 
 def ask(
@@ -126,10 +146,10 @@ class Texts:
         self.vectors: list[Tensor] = []
 
     def rows_of(self, concept: Concept) -> list[int]:
-        """The concept's row, then its rivals'."""
+        """The rows of what is asked for the concept, then its rivals'."""
         known, model = vocabulary(), self.engine.text_image
         rows = []
-        for name in (concept.name, *concept.rivals):
+        for name in (*concept.asked, *concept.rivals):
             words = wordings(known[name]) if name in known else (name,)
             key = (words, None if model.calibrated else concept.scene)
             if key not in self.rows:
@@ -137,6 +157,11 @@ class Texts:
                 self.rows[key] = self.add(model.encode_text(words, concept.scene))
             rows.append(self.rows[key])
         return rows
+
+    def competition_of(self, concept: Concept) -> Competition:
+        """What a trained model's logits are compared by."""
+        rows, count = self.rows_of(concept), len(concept.asked)
+        return Competition(rows[0], tuple(rows[count:]), tuple(rows[1:count]))
 
     def add(self, vector: Tensor) -> int:
         self.vectors.append(vector)
@@ -156,7 +181,7 @@ def _ask_trained(
     rows: np.ndarray | None,
 ) -> list[Saliency]:
     count = len(encoded.keys.indices)
-    competitions = [Competition(rows[0], tuple(rows[1:])) for rows in map(texts.rows_of, concepts)]
+    competitions = [texts.competition_of(concept) for concept in concepts]
     matrix = texts.matrix
 
     def score_slab(slab: np.ndarray) -> Tensor:

@@ -300,6 +300,8 @@ def _segment(volume: Volume, query: Query, concept: Concept, whole: Whole, engin
     warnings += engine.text_image.text_remarks(concept.wordings, concept.scene)
     if not concept.trained and engine.text_image.card.concepts:
         warnings.append(f"The model was not trained on {concept.name!r}: this is a try, look at it closely.")
+    if concept.parts_asked:
+        warnings.append(f"{concept.name} was put together from {', '.join(concept.parts_asked)}.")
     if concept.described:
         warnings.append(f"{query.typed!r} isn't a known name; {concept.name} was looked for, which it resembles.")
     elif query.suggestions:

@@ -23,10 +23,11 @@ EVIDENCE_CELLS = 5  # strongest cells whose mean is a slice's evidence; an adren
 
 @dataclass(frozen=True)
 class Competition:
-    """One query among its rivals: rows of the text matrix."""
+    """One query among its rivals: rows of the text matrix; more ``parts`` of the query count as the query."""
 
     query: int
     rivals: tuple[int, ...]
+    parts: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,7 @@ def compete(logits: Tensor, competition: Competition) -> tuple[Tensor, Tensor]:
     add up to a strong one; a cell in which one rival beats query and background is that rival's all the same, so
     exclusive structures never share a cell.
     """
-    own = logits[:, competition.query]
+    own = logits[:, [competition.query, *competition.parts]].logsumexp(1)
     if not competition.rivals:
         return torch.sigmoid(own), torch.zeros_like(own, dtype=torch.bool)
     rivals = logits[:, list(competition.rivals)]

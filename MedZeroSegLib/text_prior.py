@@ -30,7 +30,7 @@ class TextPrior:
         self.query: Query | None = resolve([name])[0] if name.strip() else None
         self.concept: Concept | None = concept_of(self.query, engine, volume, plane) if self.query else None
         self.trained = bool(self.concept and self.concept.trained and engine.text_image.calibrated)
-        self._rows: list[int] = []
+        self._competition: Competition | None = None
         self._matrix = torch.zeros(0, 0)
 
     @property
@@ -41,11 +41,11 @@ class TextPrior:
         """The share of each cell, float32 [s, s], from a slice's features [c, s, s]; None where text doesn't help."""
         if not self.trained or self.concept is None:
             return None
-        if not self._rows:
+        if self._competition is None:
             texts = Texts(self.engine, lambda: None)
-            self._rows = texts.rows_of(self.concept)
+            self._competition = texts.competition_of(self.concept)
             self._matrix = texts.matrix
         with torch.inference_mode():
             logits = self.engine.text_image.score(torch.from_numpy(pixels)[None].float(), self._matrix)
-            share, _ = compete(logits, Competition(self._rows[0], tuple(self._rows[1:])))
+            share, _ = compete(logits, self._competition)
         return share[0].float().cpu().numpy()

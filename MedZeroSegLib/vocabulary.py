@@ -16,6 +16,7 @@ Side = Literal["left", "right"]
 REGIONS = ("head", "neck", "chest", "heart", "abdomen", "pelvis", "spine", "limb", "breast", "whole")
 
 SPACES = ("space", "cavity")  # last words of names of what only contains structures
+MADE_OF_PARTS = ("heart", "lung infection")  # wholes that their parts in the vocabulary make up
 ANYWHERE = ("finding", "device")  # kinds that may lie in any structure
 KINDS = ("organ", "bone", "muscle", "vessel", "heart", "brain", "dental", "spine", "tissue", "finding", "device")
 

@@ -33,6 +33,14 @@ def ask(logits: torch.Tensor, competitions, body=None, slab: int = 2) -> list[Sa
     return saliency_of(slabs, lambda piece: logits[piece], competitions, body, len(logits), CELLS)
 
 
+def test_parts_together_are_a_whole_and_no_rivals_of_one_another():
+    logits = torch.full((1, 3, 1, 3), -4.0)
+    logits[0, 0, 0, 0] = logits[0, 1, 0, 1] = logits[0, 2, 0, 2] = 4.0  # a cell for each of two parts and a rival
+    share, lost = compete(logits, Competition(0, (2,), (1,)))
+    assert (share[0, 0] >= FOUND_SHARE_MIN).tolist() == [True, True, False]
+    assert lost[0, 0].tolist() == [False, False, True]
+
+
 def test_shares_are_a_softmax_with_the_background_at_0_and_lowered_rivals():
     logits = logits_of(2, 4)
     share, lost = compete(logits, Competition(1, (0, 3)))
