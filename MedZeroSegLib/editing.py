@@ -27,6 +27,7 @@ from MedZeroSegLib.editing_slice import (
     only_at,
     pieces_in_whose_middle,
     spots_on,
+    with_pushed,
 )
 from MedZeroSegLib.encoding import kept_volume
 from MedZeroSegLib.errors import InputError
@@ -266,33 +267,30 @@ class EditingSession:
             said.append(f"Slice {index} had been confirmed; that is taken back by drawing in it.")
         drawn[places[:, 0], places[:, 1]] = mine
         spots = self._hint(n, places, inside, radius)
-        clicked = radius > 0 and not inside
-        whole = self._meant_whole(n, places) if clicked else np.zeros_like(spots)
+        clicks = centres_on(self.embeddings.canvas, places if radius else places[:0])
         other_side = inside and not self._on_named_side(n, places)
         if other_side:
             said.append(f"That lies on the other side of the body than the name {self.name} says.")
-        self.write(n, self.allowed(n, self._corrected(n, spots, whole), other_side))
+        self.write(n, self.allowed(n, self._corrected(n, spots, clicks, inside), other_side))
 
     def _hint(self, n: int, places: np.ndarray, inside: bool, radius: int) -> np.ndarray:
         spots = spots_on(self.embeddings.canvas, places, radius) if len(places) else no_hints().include
         self.drawing.hints[n] = marked(self.drawing.hints.get(n) or no_hints(), spots, inside)
         return spots
 
-    def _meant_whole(self, n: int, places: np.ndarray) -> np.ndarray:
-        """The pieces of the slice's mask that clicks outside take away, bool [256, 256] on the canvas."""
-        canvas = self.embeddings.canvas
-        return pieces_in_whose_middle(on_canvas(canvas, self.drawing.mask[n]), centres_on(canvas, places))
-
-    def _corrected(self, n: int, spots: np.ndarray, whole: np.ndarray) -> np.ndarray:
-        """The slice's mask bool [h, w] as the models draw it with all hints, without the pieces that go as a whole."""
+    def _corrected(self, n: int, spots: np.ndarray, clicks: np.ndarray, inside: bool) -> np.ndarray:
+        """The slice's mask bool [h, w] as the models draw it with all hints, the newest of which are spots bool
+        [256, 256] on the canvas around clicks (row, column) [m, 2] there."""
         canvas, seen = self.embeddings.canvas, self.embeddings.at(n)
         before = on_canvas(canvas, self.drawing.mask[n])
         share = None if before.any() else self.text.share(seen.pixels)
         anchors = self._spreading().anchors_near(n)
         logits = correct_slice(seen, before, self.drawing.hints[n], self.corrector, self.decoder, share, anchors)
+        logits = with_pushed(logits, before, clicks, inside)
         if before.any():
-            logits = only_at(spots, before, logits)
-        logits = np.where(whole & (logits > 0), np.float32(-SURE), logits)
+            logits = only_at(spots, before, np.where(spots, SURE if inside else -SURE, logits))
+        if not inside:
+            logits = np.where(pieces_in_whose_middle(before, clicks), -SURE, logits).astype(np.float32)
         return off_canvas(canvas, logits, before, self.drawing.mask[n])
 
     def _on_named_side(self, n: int, places: np.ndarray) -> bool:

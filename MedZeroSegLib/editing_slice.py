@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from scipy import ndimage
 
+from MedZeroSegLib.assembly import signed_distance
 from MedZeroSegLib.canvas import Canvas
 from MedZeroSegLib.drawing import Hints
 from MedZeroSegLib.mask_decoder.corrector import SURE, Correction, Corrector
@@ -21,6 +22,10 @@ DECODER_SHARE = 0.4  # of the decoder's logits, against the corrector's
 AGREEMENT_MIN = 0.7  # Dice between corrector and decoder, for the decoder to count
 PASSES = 3  # of the corrector where there was nothing: the first answer is timid, the next ones start from it
 NEAR = 3  # pixels: a change belongs to a hint that is this near
+DEPTH_SHARE = 1.5  # how deep it cuts into the mask, likewise: twice as deep as its middle if that were hit
+PUSHED_SHARE = 0.4  # of the outline that clicks push, against the models
+PUSH_DEPTHS, PUSH_MIN = 1.5, 0.5  # how far they push it, in depths of the click and pixels more
+PUSH_WIDTH, PUSH_WIDTH_MIN = 1.0, 3.0  # how wide: standard deviation, likewise
 MIDDLE_SHARE = 0.9  # of a piece's greatest depth: a click as deep as that lies in its middle
 REACH_SHARE, REACH_MIN = 3.0, 5.0  # how far it goes, in depths of the hint and pixels more
 
@@ -132,16 +137,36 @@ def decoded(coarse: np.ndarray, logits: np.ndarray, decoder: Prompted) -> np.nda
     return np.clip(drawn[0, 0].float().cpu().numpy(), -SURE, SURE)
 
 
+def with_pushed(logits: np.ndarray, before: np.ndarray, centres: np.ndarray, inside: bool) -> np.ndarray:
+    """Logits [256, 256] with a share of the outline before, pushed by clicks (row, column) [m, 2].
+
+    A click in the middle of an error lies as far from the outline before as from the one that is meant.
+    """
+    if not before.any():
+        return logits
+    field, side = signed_distance(before), 1 if inside else -1
+    for row, column in centres:
+        depth = abs(float(field[row, column]))
+        away = np.hypot(*np.ogrid[-row : len(field) - row, -column : len(field) - column])
+        width = PUSH_WIDTH * depth + PUSH_WIDTH_MIN
+        field = field + side * (PUSH_DEPTHS * depth + PUSH_MIN) * np.exp(-((away / width) ** 2) / 2)
+    return (1 - PUSHED_SHARE) * logits + PUSHED_SHARE * np.clip(field, -SURE, SURE)
+
+
 def only_at(spots: np.ndarray, before: np.ndarray, logits: np.ndarray) -> np.ndarray:
     """Logits whose mask differs from the one before only in pieces that adjoin the spots, and no farther than the
     error can go; all [256, 256].
 
-    People point at the middle of an error, so its half width is about the distance from there to the outline.
+    People point at the middle of an error, so its half width is about the distance from there to the outline. What is
+    cut away goes not much deeper, though it may be long: a click at the rim of a ring doesn't cut through it.
     """
     distance = ndimage.distance_transform_edt(~spots)
-    depth = np.where(before, ndimage.distance_transform_edt(before), ndimage.distance_transform_edt(~before))[spots]
-    reach = REACH_SHARE * float(depth.max(initial=0)) + REACH_MIN
-    labels, count = ndimage.label(((logits > 0) != before) & (distance <= reach), ADJOINING)
+    depth = np.where(before, ndimage.distance_transform_edt(before), ndimage.distance_transform_edt(~before))
+    reach = REACH_SHARE * float(depth[spots].max(initial=0)) + REACH_MIN
+    cut = depth[spots & before]
+    deepest = DEPTH_SHARE * float(np.median(cut)) if len(cut) else 0.0
+    near = (distance <= reach) & (~before | (depth <= deepest))
+    labels, count = ndimage.label(((logits > 0) != before) & near, ADJOINING)
     touched = np.zeros(count + 1, bool)
     touched[labels[distance <= NEAR]] = True
     elsewhere = ((logits > 0) != before) & ~(touched[labels] & (labels > 0))

@@ -16,11 +16,12 @@ import numpy as np
 import torch
 from scipy import ndimage
 
-from MedZeroSegLib.assembly import shape_between, signed_distance
+from MedZeroSegLib.assembly import signed_distance
 from MedZeroSegLib.editing_slice import no_hints, off_canvas, on_canvas, only_at, with_decoder
 from MedZeroSegLib.embeddings import FIELD_SHARE, KEY_DISTANCE_MM
 from MedZeroSegLib.mask_decoder.corrector import SURE, Correction, anchor_means
 from MedZeroSegLib.mask_decoder.lite_medsam import IMAGE_SIZE
+from MedZeroSegLib.outlines import Outlines
 from MedZeroSegLib.progress import Progress
 from MedZeroSegLib.prompts import box_around
 
@@ -200,14 +201,15 @@ class Spreading:
         self._fill_gaps([*done, second.index], before, first.local and second.local)
 
     def _worth_between(self, first: Anchor, second: Anchor) -> Worth:
-        """What the models are worth between two slices that are right, measured on these: from the outline of the one
-        they draw the other, and either bring it nearer to what is there or spoil it."""
+        """What the models are worth between two slices that are right, measured on these: from the outline half
+        way between them they draw both, and either bring it nearer to what is there or spoil it."""
         if not (first.confirmed and second.confirmed and first.mask.any() and second.mask.any()):
             return ALL
         corrected, decoded = [], []
-        for start, end in ((first, second), (second, first)):
-            drawn = self._drawn(end.index, start.mask, signed(start.mask))
-            before, after = overlap(start.mask, end.mask), overlap(drawn > 0, end.mask)
+        half = logits_of(Outlines(first.mask, second.mask).field(0.5))
+        for end in (first, second):
+            drawn = self._drawn(end.index, half > 0, half)
+            before, after = overlap(half > 0, end.mask), overlap(drawn > 0, end.mask)
             corrected.append(after - before)
             decoded.append(overlap(self._decoded(end.index, drawn, 0.0) > 0, end.mask) - after)
         return Worth(*(float(np.clip(0.5 + np.mean(gains) / WORTH_SPAN, 0, 1)) for gains in (corrected, decoded)))
@@ -269,7 +271,7 @@ class Spreading:
         if towards is None:
             return signed(previous)
         share = (n - anchor.index) / (towards.index - anchor.index)
-        between = np.clip(shape_between(anchor.mask, towards.mask, share) / EDGE_PIXELS, -GUESS_MAX, GUESS_MAX)
+        between = logits_of(Outlines(anchor.mask, towards.mask).field(share))
         followed = self._worth.corrector / 2
         return followed * signed(previous) + (1 - followed) * between
 
@@ -331,11 +333,12 @@ class Spreading:
             ends = [self.drawing.mask[n] for n in (low, high)]
             changed = [before[n] != end for n, end in zip((low, high), ends, strict=True) if n in before]
             zone = np.any(changed, axis=0) if changed else np.zeros_like(ends[0])
-            if not zone.any():
+            if high - low < 2 or not zone.any():
                 continue
             zone = ndimage.binary_dilation(zone, iterations=2) if local else np.ones_like(zone)
+            outlines = Outlines(ends[0], ends[1])
             for n in range(low + 1, high):
-                between = shape_between(ends[0], ends[1], (n - low) / (high - low)) >= 0
+                between = outlines.field((n - low) / (high - low)) >= 0
                 new = np.where(zone, between, self.drawing.mask[n])
                 self.session.write(n, self.session.allowed(n, new))
 
@@ -398,4 +401,9 @@ def signed(mask: np.ndarray) -> np.ndarray:
     """A mask [s, s] as logits that grow with the distance from its outline."""
     if not mask.any():
         return np.full(mask.shape, -GUESS_MAX, np.float32)
-    return np.clip(signed_distance(mask) / EDGE_PIXELS, -GUESS_MAX, GUESS_MAX)
+    return logits_of(signed_distance(mask))
+
+
+def logits_of(distance: np.ndarray) -> np.ndarray:
+    """Signed distances from an outline as logits."""
+    return np.clip(distance / EDGE_PIXELS, -GUESS_MAX, GUESS_MAX)

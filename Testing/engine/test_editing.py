@@ -7,6 +7,7 @@ import pytest
 from editing_samples import OBLIQUE, SHAPE, engine, organ, scan
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from scipy import ndimage
 
 from MedZeroSegLib.editing import EditingSession, OtherSegment, forget_embeddings
 from MedZeroSegLib.errors import InputError, SessionLost
@@ -70,6 +71,17 @@ def test_a_click_beside_the_middle_of_a_piece_leaves_the_rest_of_it():
     editing = session(start)
     editing.exclude([[23, 27, 5]])
     assert editing.mask[5].any() and not editing.mask[5, 27, 23]
+
+
+def test_a_click_at_the_rim_of_a_ring_never_cuts_through_it():
+    ring = TRUTH[5] & ~ndimage.binary_erosion(TRUTH[5], iterations=4)
+    start = TRUTH.copy()
+    start[5] = ring
+    editing = session(start)
+    row, column = np.argwhere(ring)[0]
+    editing.exclude([[column, row, 5]])
+    assert not editing.mask[5, row, column]
+    assert ndimage.label(~editing.mask[5])[1] == 2  # outside and the hole
 
 
 def test_the_change_is_the_segment_in_the_box_around_all_that_changed():
