@@ -248,7 +248,8 @@ def _taken(
             (i0, j0, k0), (i1, j1, k1) = first.tolist(), last.tolist()
             shared: Extent = i0, i1, j0, j1, k0, k1
             theirs = crop(labels, moved(shared, -np.array(whole[::2]))) == label
-            crop(taken, moved(shared, -np.array(box[::2])))[theirs] = True
+            part = crop(taken, moved(shared, -np.array(box[::2])))
+            np.logical_or(part, theirs, out=part)
     return taken
 
 
