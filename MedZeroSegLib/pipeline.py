@@ -26,11 +26,12 @@ from MedZeroSegLib.assembly import (
 from MedZeroSegLib.coarse_pass import first_rows, own_rows, take_in
 from MedZeroSegLib.concepts import Concept, ask, concept_of
 from MedZeroSegLib.confidence import Confidence, Measured, confidence_of, measure
+from MedZeroSegLib.device import release_memory
 from MedZeroSegLib.embedding_store import EmbeddingStore
 from MedZeroSegLib.embeddings import EncodedVolume, expected_slices
-from MedZeroSegLib.encoding import Filling, any_kept, axes_encoded, kept_volume, opened
+from MedZeroSegLib.encoding import Filling, any_kept, axes_encoded, forget_volumes, kept_volume, opened
 from MedZeroSegLib.mask_decoder.decoder import Prompted
-from MedZeroSegLib.memory import require_memory, telling_shortage
+from MedZeroSegLib.memory import ran_out_of_memory, require_memory, telling_shortage
 from MedZeroSegLib.presence import presence_features
 from MedZeroSegLib.presets import Engine, load_engine, own_structures
 from MedZeroSegLib.progress import Progress, part_of, tell_nobody
@@ -45,6 +46,7 @@ from MedZeroSegLib.tracking import track
 from MedZeroSegLib.twins import ReadySegments
 from MedZeroSegLib.volume import Volume
 
+CARD_TOO_SMALL = "The graphics card ran out of memory, so the CPU was used."
 DECODING_SHARE = 0.7  # of the time that a structure takes; the rest goes into slices in between and components
 
 OnSegment = Callable[[int, Segment], None]
@@ -90,7 +92,7 @@ def segment(
     preset
         One of ``presets.PRESETS``.
     device
-        "auto", "cpu", "cuda" or "mps".
+        "auto", "cpu", "cuda" or "mps"; where a card's memory doesn't suffice for one slice, the CPU, and that is said.
     weights_folder
         Where weights are looked for first.
     progress
@@ -132,7 +134,24 @@ def segment(
     tell("loading", 0.0)
     with clock.stage("loading"):
         engine = load_engine(preset, device, weights_folder).at(sensitivity)
-    return segment_with(engine, volume, queries, clock, tell, on_segment, adjust, store)
+    given: set[int] = set()
+
+    def give(index: int, segment: Segment) -> None:
+        if on_segment and index not in given:
+            on_segment(index, segment)
+        given.add(index)
+
+    try:
+        return segment_with(engine, volume, queries, clock, tell, give, adjust, store)
+    except (MemoryError, RuntimeError) as problem:
+        if engine.device == "cpu" or not ran_out_of_memory(problem):
+            raise
+    forget_volumes()
+    release_memory(engine.device)
+    with clock.stage("loading"):
+        engine = load_engine(preset, "cpu", weights_folder).at(sensitivity)
+        engine = replace(engine, warnings=(*engine.warnings, CARD_TOO_SMALL))
+    return segment_with(engine, volume, queries, clock, tell, give, adjust, store)
 
 
 def segment_with(
@@ -223,7 +242,8 @@ def draw(encoded: EncodedVolume, concept: Concept, saliency: Saliency, engine: E
     decodable = present & (not concept.ring)
     coarse_of, decoder = _telling(encoded, engine, decodable, tell)
     if preset.zero_shot is None:
-        refined = refine(smoothed, decodable, coarse_of, decoder.decode, encoded.canvas.size, preset.choice)
+        size, parts = encoded.canvas.size, concept.parts
+        refined = refine(smoothed, decodable, coarse_of, decoder.decode, size, preset.choice, parts)
     else:
         refined = track(smoothed, decodable, coarse_of, decoder, encoded.body_area)
     tell("segmenting", DECODING_SHARE)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from itertools import permutations
 
 import numpy as np
@@ -552,6 +553,28 @@ def test_a_card_that_runs_out_of_memory_gets_fewer_slices_at_once(load, monkeypa
         expected_mask = mask if expected_mask is None else expected_mask
         assert np.array_equal(mask, expected_mask)
         assert asked == ([8] if room == 100 else [8, 8, 4, 2, 2, 2, 2])
+
+
+@pytest.mark.parametrize("stage", ["embed_slices", "decode"])
+def test_a_card_that_is_too_small_for_one_slice_leaves_the_work_to_the_cpu(monkeypatch, stage):
+    engines = {name: replace(analytic_engine(BRIGHTNESS), device=name) for name in ("cuda", "cpu")}
+    monkeypatch.setattr(encoding, "IMAGE_SIZE", CANVAS)
+    monkeypatch.setattr(pipeline, "load_engine", lambda _preset, device, _folder: engines[device])
+    encoding.forget_volumes()
+    expected_masks = [item.mask for item in pipeline.segment(stored(abdomen()), "lung; liver", device="cpu").segments]
+
+    def fail(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    monkeypatch.setattr(engines["cuda"].decoder, stage, fail)
+    given = []
+    result = pipeline.segment(
+        stored(abdomen()), "lung; liver", device="cuda", on_segment=lambda index, _: given.append(index)
+    )
+    encoding.forget_volumes()
+    assert all(np.array_equal(item.mask, mask) for item, mask in zip(result.segments, expected_masks, strict=True))
+    assert result.device == "cpu" and pipeline.CARD_TOO_SMALL in result.warnings
+    assert sorted(given) == [0, 1]
 
 
 @pytest.mark.parametrize(

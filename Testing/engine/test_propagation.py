@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from analytic import dice, ellipse_logits, ellipsoid, without_margin
 from torch import Tensor
 
-from MedZeroSegLib.assembly import KeySlices, restore_mask
+from MedZeroSegLib.assembly import KeySlices, keep_parts, restore_mask
 from MedZeroSegLib.canvas import fit_canvas
 from MedZeroSegLib.propagation import PROMPTS_A_CALL, Choice, refine
 from MedZeroSegLib.saliency import FOUND_SHARE_MIN, Saliency, evidence_of
@@ -80,10 +80,11 @@ def run(
     choice: Choice | None = None,
     present: np.ndarray | None = None,
     area_max: float = 1.0,
+    parts: int = 0,
 ):
     present = saliency.evidence >= 0.5 if present is None else present
     chosen = replace(choice or Choice(), area_max=area_max)
-    return refine(saliency, present, rows_of, decode, SIZE, chosen)
+    return refine(saliency, present, rows_of, decode, SIZE, chosen, parts)
 
 
 @pytest.mark.parametrize("margin", [True, False], ids=["ellipse of the box", "ellipse without the box's margin"])
@@ -94,6 +95,28 @@ def test_an_ellipsoid_comes_back_with_any_decoder_that_works(margin):
     mask = mask_of(refined.probability, saliency.evidence >= 0.5)
     assert dice(mask, TRUTH) >= 0.9
     assert not mask[0].any() and not mask[-1].any()  # nothing beyond the ends
+
+
+@pytest.mark.parametrize(("parts", "lasting"), [(0, 3), (1, 1), (2, 2), (3, 2)])
+def test_a_part_that_will_be_dropped_is_not_drawn_and_the_mask_is_the_same(parts, lasting):
+    organ = ellipsoid(SHAPE, (6.5, 20, 14), (6, 16, 11))
+    second = ellipsoid(SHAPE, (4, 45, 40), (3, 9, 7))
+    third = ellipsoid(SHAPE, (11, 12, 40), (1.5, 4, 4))  # less than a tenth of the organ
+    saliency = saliency_of_masks(organ | second | third)
+    present = saliency.evidence >= 0.5
+    all_drawn, some_drawn = (run(saliency, box_decoder(margin=False), parts=n) for n in (0, parts))
+    masks = [keep_parts(mask_of(refined.probability, present), parts) for refined in (all_drawn, some_drawn)]
+    assert np.array_equal(*masks)
+    kept = [organ, second, third][:lasting]
+    assert all(masks[1][one].mean() > 0.7 for one in kept)
+    alone = run(saliency_of_masks(np.logical_or.reduce(kept)), box_decoder(margin=False), present=present)
+    assert some_drawn.kept == alone.kept
+
+
+def test_an_organ_that_is_thin_in_the_middle_is_drawn_at_both_ends():
+    bulbs = ellipsoid(SHAPE, (3, 28, 24), (3, 14, 10)) | ellipsoid(SHAPE, (10, 28, 24), (3, 14, 10))
+    saliency = saliency_of_masks(bulbs | ellipsoid(SHAPE, (6.5, 28, 24), (5, 4, 4)))
+    assert run(saliency, box_decoder(), parts=1).kept == run(saliency, box_decoder()).kept
 
 
 def test_the_decoder_mends_a_ragged_saliency():
