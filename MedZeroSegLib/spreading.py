@@ -313,8 +313,8 @@ class Spreading:
 
         Clicks that emptied a slice tell only of what hung together with it.
         """
-        count, filled = len(self.drawing.mask), self.drawing.mask.any(axis=(1, 2))
-        sides = [np.arange(anchor.index)[::-1], np.arange(anchor.index + 1, count)]
+        filled = np.asarray(self.drawing.mask.any(axis=(1, 2)))
+        sides = [np.arange(anchor.index)[::-1], np.arange(anchor.index + 1, len(filled))]
         if anchor.emptied:
             sides = [side[np.logical_and.accumulate(filled[side])] for side in sides]
         known = {n for n in self._corrected() if filled[n]}
