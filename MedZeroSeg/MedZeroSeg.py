@@ -98,6 +98,7 @@ class MedZeroSegWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         self._region: Any = None  # the one that is observed
         self._models = Models.LITE  # those that were examined
         self._confirmed: tuple[str, ...] = ()  # unknown names that the user wants to try
+        self._used = ""  # names of the run, which are kept when it is over: the disk may take its time
         self._review = Review()  # as shown
         self._logged: Any = None  # how many lines, and the last one
         self._purposes: dict[str, str] = {}  # tooltips as the .ui file has them
@@ -273,6 +274,9 @@ class MedZeroSegWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
             if control.toolTip is None and control.enabled:
                 getattr(self.ui, name).toolTip = self._purposes[name]  # in place of the reason why it was off
         self._showLog()
+        if self._used and not self.logic.run.state.under_way:
+            remember_list(self._used)
+            self._used = ""
         self.correctionPanel.refresh()
         self.workListPanel.refresh()
         for keys, shortcut in self._shortcuts.items():
@@ -405,7 +409,7 @@ class MedZeroSegWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
             return
         review, parameters = self._review, self.parameters
         left_out = () if self.facts().tries_unknown else review.unknown
-        remember_list(parameters.prompts)
+        self._used = parameters.prompts
         self.logic.run.on_segmentation = self.onSegmentation
         self.logic.start(
             parameters.inputVolume,

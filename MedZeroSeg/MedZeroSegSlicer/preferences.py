@@ -26,6 +26,8 @@ def recent_lists() -> list[str]:
 
 
 def remember_list(text: str) -> None:
-    """Keep a list of names that is used now."""
-    kept = [text.strip(), *(other for other in recent_lists() if other != text.strip())]
-    set_preference("recentLists", SEPARATOR.join(kept[:LISTS_KEPT]))
+    """Keep a list of names that was used; Qt waits for the disk meanwhile."""
+    before = recent_lists()
+    kept = [text.strip(), *(other for other in before if other != text.strip())][:LISTS_KEPT]
+    if kept != before:
+        set_preference("recentLists", SEPARATOR.join(kept))

@@ -95,6 +95,7 @@ def load_ahead() -> threading.Thread:
 
     def load() -> None:
         import_module("scipy.ndimage")
+        import_module("mmap")  # of the first result
         resolve("livr")  # makes the indexes of names, also those for slips of the pen
 
     thread = threading.Thread(target=load, daemon=True)
