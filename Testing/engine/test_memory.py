@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 
@@ -32,3 +35,16 @@ def test_a_run_that_does_not_fit_is_refused_with_needed_and_free_memory(monkeypa
 
 def test_free_memory_is_that_of_this_machine():
     assert 1e8 < free_bytes() < 1e14
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="huge pages are Linux's")
+def test_a_mask_takes_memory_where_something_was_written_only():
+    code = """
+import MedZeroSegLib, numpy, psutil
+before = psutil.Process().memory_info().rss
+mask = numpy.zeros((1000, 512, 512), bool)
+mask[300:600, 200:260, 200:260] = True
+print(psutil.Process().memory_info().rss - before)
+"""
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert int(run.stdout) < 30_000_000  # 80 MB in pages of 2 MB
