@@ -49,6 +49,7 @@ class LiteTraining:
     learning_rate: float = 2e-3
     warm_up: int = 60
     weight_decay: float = 0.01
+    feature_dropout: float = 0.15  # of whole channels of the embedding, for few patients are soon learnt by heart
     average: float = 0.995  # memory of the weights' running mean, which is what ships
     dice_weight: float = 1.0
     single_weight: float = 0.5
@@ -154,8 +155,8 @@ class LiteTrainer:
         set_rate(self.optimizer, self.settings.learning_rate * share)
         chosen = [self.pictures[n] for n in self.rng.choice(len(self.chances), self.settings.batch, p=self.chances)]
         rows = [picture.row for picture in chosen]
-        coarse = torch.from_numpy(np.stack([self.store.coarse[r] for r in rows])).float()
-        detail = torch.from_numpy(np.stack([self.store.detail[r] for r in rows])).float()
+        coarse = self._thinned(np.stack([self.store.coarse[r] for r in rows]))
+        detail = self._thinned(np.stack([self.store.detail[r] for r in rows]))
         with torch.autocast("cpu", torch.bfloat16, enabled=self.reduced):
             pixels = self.head.encode_pixels(
                 coarse.contiguous(memory_format=torch.channels_last),
@@ -196,6 +197,11 @@ class LiteTrainer:
         self.optimizer.load_state_dict(state["optimizer"])
         self.difficulty.load_state_dict(state["difficulty"])
         self.rng.bit_generator.state = json.loads(state["rng"])
+
+    def _thinned(self, features: np.ndarray) -> Tensor:
+        """float16 [n, c, h, w] → float32 without some channels, the others raised; drawn by the run's own generator."""
+        kept = self.rng.random((*features.shape[:2], 1, 1)) >= self.settings.feature_dropout
+        return torch.from_numpy(features).float() * torch.from_numpy(kept / (1 - self.settings.feature_dropout)).float()
 
     def _text_of(self, concept: str) -> Tensor:
         """The whole ensemble in a third of the draws, else one wording in one template."""
