@@ -290,7 +290,9 @@ class EditingSession:
         if before.any():
             logits = only_at(spots, before, np.where(spots, SURE if inside else -SURE, logits))
         if not inside:
-            logits = np.where(pieces_in_whose_middle(before, clicks), -SURE, logits).astype(np.float32)
+            whole = pieces_in_whose_middle(before, clicks)
+            last = not (before & ~whole).any() and self.drawing.mask.any(axis=(1, 2)).sum() == 1
+            logits = logits if last else np.where(whole, -SURE, logits).astype(np.float32)  # nobody means all there is
         return off_canvas(canvas, logits, before, self.drawing.mask[n])
 
     def _on_named_side(self, n: int, places: np.ndarray) -> bool:

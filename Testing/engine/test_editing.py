@@ -65,6 +65,25 @@ def test_a_click_in_the_middle_of_a_piece_takes_all_of_it_away_and_no_other():
     assert editing.mask[5, 12:18, 4:10].all()
 
 
+class Content:
+    """A corrector that changes nothing."""
+
+    @staticmethod
+    def logits(correction, coarse):
+        return np.where(correction.mask, 8.0, -8.0).astype(np.float32)
+
+
+@pytest.mark.parametrize("elsewhere", [False, True])
+def test_a_whole_piece_goes_unless_it_is_all_that_the_segment_has(elsewhere):
+    start = np.zeros_like(TRUTH)
+    start[5, 10:31, 20:45] = True
+    start[2] = TRUTH[2] & elsewhere
+    editing = session(start)
+    editing.corrector = Content()
+    editing.exclude([[32, 20, 5]])
+    assert editing.mask[5].any() != elsewhere and not editing.mask[5, 20, 32]
+
+
 def test_a_click_beside_the_middle_of_a_piece_leaves_the_rest_of_it():
     start = np.zeros_like(TRUTH)
     start[5, 10:31, 20:45] = True
