@@ -129,8 +129,9 @@ class Panel:
 
     def picture(self, name: str, height: int = 760) -> Path:
         """A picture of the panel as it is now."""
-        self.parent.resize(PANEL_WIDTH, height)
         self.parent.show()
+        self.qapp.processEvents()
+        self.parent.resize(PANEL_WIDTH, max(height, self.parent.minimumSizeHint().height()))  # Slicer's panel scrolls
         for _ in range(4):
             self.qapp.processEvents()
         assert self.parent.width == PANEL_WIDTH, "something in the panel needs more room"
