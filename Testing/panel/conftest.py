@@ -131,7 +131,8 @@ class Panel:
         """A picture of the panel as it is now."""
         self.parent.show()
         self.qapp.processEvents()
-        self.parent.resize(PANEL_WIDTH, max(height, self.parent.minimumSizeHint().height()))  # Slicer's panel scrolls
+        needed = self.parent.layout().totalHeightForWidth(PANEL_WIDTH)  # Slicer's panel scrolls
+        self.parent.resize(PANEL_WIDTH, max(height, needed))
         for _ in range(4):
             self.qapp.processEvents()
         assert self.parent.width == PANEL_WIDTH, "something in the panel needs more room"
