@@ -121,9 +121,7 @@ def keep_parts(mask: np.ndarray, parts: int) -> np.ndarray:
     place = _bounding_box(mask)
     if place is None:
         return mask
-    labels, _ = ndimage.label(mask[place], CONNECTED)
-    sizes = np.bincount(labels.ravel())
-    sizes[0] = 0
+    labels, sizes = _components(mask[place])
     order = np.argsort(-sizes, kind="stable")
     smallest = max(VOXELS_MIN, PART_SHARE_MIN * sizes[order[0]] if parts else 0)
     if parts and len(mask) > 1:
@@ -131,8 +129,19 @@ def keep_parts(mask: np.ndarray, parts: int) -> np.ndarray:
     keep = np.zeros(len(sizes), bool)
     keep[[label for label in order if sizes[label] >= smallest]] = True
     kept = np.zeros(mask.shape, bool)
-    kept[place] = keep[labels]
+    for section, numbers in zip(kept[place], labels, strict=True):
+        section[numbers > 0] = keep[numbers[numbers > 0]]
     return kept
+
+
+def _components(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Numbers of the connected components, [n, h, w] with 0 where the mask is false, and each one's voxels; that of 0
+    is 0. Counted slice by slice, for NumPy turns what it counts into 64 bits."""
+    labels, count = ndimage.label(mask, CONNECTED)
+    sizes = np.zeros(count + 1, np.int64)
+    for section in labels:
+        sizes += np.bincount(section[section > 0], minlength=count + 1)
+    return labels, sizes
 
 
 def _bounding_box(mask: np.ndarray) -> tuple[slice, ...] | None:
@@ -219,14 +228,13 @@ def midline_of(body: np.ndarray, position: np.ndarray, whole: np.ndarray) -> Mid
         The structure on both sides, bool [n, h, w].
     """
     place = _bounding_box(whole) or (slice(0), slice(0), slice(0))
-    labels, count = ndimage.label(whole[place], CONNECTED)
+    labels, sizes = _components(whole[place])
     centre = _mean(position, body if body.any() else ~body)
-    if count >= 2:
-        sizes = np.bincount(labels.ravel())[1:]
-        first, second = np.argsort(-sizes, kind="stable")[:2]
+    if len(sizes) > 2:
+        first, second = np.argsort(-sizes[1:], kind="stable")[:2] + 1
         if sizes[second] >= 0.3 * sizes[first]:
             here = _part_of(position, place)
-            one, other = sorted(_mean(here, labels == part + 1) for part in (first, second))
+            one, other = sorted(_mean(here, labels == part) for part in (first, second))
             apart = other - one > 0.08 * np.ptp(position)
             if apart and (body.all() or one < centre < other):
                 return Midline((one + other) / 2, True)
