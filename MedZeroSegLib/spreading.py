@@ -311,7 +311,7 @@ class Spreading:
         """Empty what lies beyond a slice that the structure isn't in: the side on which a person has corrected
         nothing, if not both; of two such sides the smaller one, where it is small enough.
 
-        Clicks that emptied a slice tell only of what hung together with it.
+        Clicks that emptied a slice tell only of what hung together with it, and never take the larger side.
         """
         filled = np.asarray(self.drawing.mask.any(axis=(1, 2)))
         sides = [np.arange(anchor.index)[::-1], np.arange(anchor.index + 1, len(filled))]
@@ -319,9 +319,10 @@ class Spreading:
             sides = [side[np.logical_and.accumulate(filled[side])] for side in sides]
         known = {n for n in self._corrected() if filled[n]}
         free = [side for side in sides if not known & set(side.tolist())]
-        sizes = [int(self.drawing.mask[side].sum()) for side in sides]
-        if len(free) == 2:
-            free = [sides[int(np.argmin(sizes))]] if min(sizes) <= BEYOND_MAX * max(sizes) else []
+        if anchor.emptied or len(free) == 2:
+            sizes = [int(self.drawing.mask[side].sum()) for side in sides]
+            smaller = sides[int(np.argmin(sizes))]
+            free = [side for side in free if side is smaller and min(sizes) <= BEYOND_MAX * max(sizes)]
         for n in free[0] if free else ():
             if filled[n]:
                 self.session.write(int(n), np.zeros_like(self.drawing.mask[n]))

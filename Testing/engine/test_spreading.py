@@ -107,6 +107,7 @@ def test_what_a_person_drew_beyond_an_emptied_slice_stays():
     editing.exclude([[14, 14, 11]])
     editing.spread()
     assert editing.mask[13][TRUTH[13]].all()
+    assert np.array_equal(editing.mask[:11], TRUTH[:11])  # which is larger
 
 
 def test_it_stops_where_the_structure_ends():
