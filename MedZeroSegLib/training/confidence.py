@@ -43,7 +43,7 @@ NEWTON_STEPS = 10
 WEIGHT_MOST = 4.0  # of a row, where a structure is nearly always present or nearly always absent
 # Probability from which a structure is found; present and absent rows of a structure weigh the same. Chosen on `val`:
 # few false finds of `lite-research`; no figure of `lite`, which is less certain of hearts, falls by more than .01.
-FOUND_MIN = {"lite": 0.33, "lite-research": 0.5}
+FOUND_MIN = {"lite": 0.33, "lite-research": 0.45}
 
 
 @dataclass(frozen=True)

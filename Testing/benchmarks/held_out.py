@@ -94,8 +94,9 @@ def main() -> None:
             cells += [told(unseen), found(unseen), told(without), told(seen), found(seen)]
             print(f"| {' | '.join(cells)} |", flush=True)
     print(f"\n| labelled slices | {TAUGHT}: Dice | found |\n| --- | --- | --- |")
-    learners = [case for case in read_manifest(arguments.manifest, "train") if values_of(case, TAUGHT)]
     shown = [case for case in cases if values_of(case, TAUGHT)]
+    sources = {case.source for case in shown}
+    learners = [c for c in read_manifest(arguments.manifest, "train") if c.source in sources and values_of(c, TAUGHT)]
     for shots in SHOTS:
         engine = taught(drawn(learners, shots), arguments.output / f"taught-{shots}", head_of(arguments.output))
         answers = [answer(engine, case, TAUGHT) for case in shown]
