@@ -137,7 +137,10 @@ def keep_parts(mask: np.ndarray, parts: int) -> np.ndarray:
 def _components(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Numbers of the connected components, [n, h, w] with 0 where the mask is false, and each one's voxels; that of 0
     is 0. Counted slice by slice, for NumPy turns what it counts into 64 bits."""
-    labels, count = ndimage.label(mask, CONNECTED)
+    try:
+        labels, count = ndimage.label(mask, CONNECTED, output=np.uint16)
+    except RuntimeError:  # more components than 16 bits can number
+        labels, count = ndimage.label(mask, CONNECTED)
     sizes = np.zeros(count + 1, np.int64)
     for section in labels:
         sizes += np.bincount(section[section > 0], minlength=count + 1)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import mmap
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -127,7 +129,9 @@ class EncodedVolume:
 
     def coarse_of(self, rows: list[int]) -> Tensor:
         """Embeddings float32 [m, 256, 64, 64] of some key slices."""
-        return torch.from_numpy(np.stack([self.coarse[row] for row in rows])).float()
+        chosen = torch.from_numpy(np.stack([self.coarse[row] for row in rows])).float()
+        self._leave_on_disk()
+        return chosen
 
     def slabs(self, rows: np.ndarray | None = None) -> list[np.ndarray]:
         """Rows of encoded slices, by default of all, in pieces that fit in memory."""
@@ -157,6 +161,14 @@ class EncodedVolume:
             self.summary = np.zeros((count, *made.summary.shape[1:]), np.float32)
         self.coarse[rows], self.pixels[rows], self.summary[rows] = made.coarse, made.pixels, made.summary
         self.filled[rows] = True
+        self._leave_on_disk()
+
+    def _leave_on_disk(self) -> None:
+        """Unmap what was read or written of embeddings in a temporary file, which would count as memory of the process;
+        the system keeps it as long as it has room."""
+        for array in (self.coarse, self.pixels):
+            if isinstance(array, np.memmap) and hasattr(mmap, "MADV_DONTNEED"):
+                cast(Any, array)._mmap.madvise(mmap.MADV_DONTNEED)
 
     def _all(self) -> Iterator[slice]:
         return _slabs(len(self.filled))

@@ -326,3 +326,11 @@ def test_a_cavity_is_not_a_hole():
     porous = skull.copy()
     porous[0, 19:21, 3:5] = False
     assert np.array_equal(fill_holes(porous), skull)
+
+
+def test_more_components_than_16_bits_can_number_are_told_apart():
+    specks = np.zeros((60, 100, 100), bool)
+    specks[::2, ::2, ::2] = True  # 75,000
+    specks[0, :9, :9] = True
+    kept = keep_parts(specks, 1)
+    assert kept[0, :9, :9].all() and kept.sum() == 81
