@@ -191,6 +191,7 @@ def segment_with(
                         segment = ready.add(index, _segment(volume, query, concept, whole, engine))
                         if on_segment:
                             on_segment(index, segment)
+            del whole  # may be as large as the volume, and the next is drawn now
             done += 1
             tell("segmenting", done / len(unique), name=concept.name)
     return segmentation_of(volume, ready.in_order(), engine, clock.seconds)
