@@ -22,7 +22,7 @@ from MedZeroSegLib.progress import Progress
 from MedZeroSegLib.queries import Query
 from MedZeroSegLib.saliency import Competition, Saliency, saliency_of
 from MedZeroSegLib.text_image.model import Scene, ZeroShotModel
-from MedZeroSegLib.vocabulary import MADE_OF_PARTS, confusions, may_overlap, vocabulary, wordings
+from MedZeroSegLib.vocabulary import MADE_OF_PARTS, confusions, may_overlap, parts_among, vocabulary, wordings
 from MedZeroSegLib.volume import Volume
 from MedZeroSegLib.zero_shot import Against, Ground, Relief, averaged, draw, reliefs
 
@@ -82,7 +82,7 @@ def concept_of(query: Query, engine: Engine, volume: Volume, plane: str) -> Conc
     structure = vocabulary()[like] if like else structure
     name = structure.name if structure else query.concept
     trained = name in card.competitors
-    parts_asked = () if trained else _trained_parts(name, card.concepts)
+    parts_asked = parts_among(name, card.concepts) if name in MADE_OF_PARTS and not trained else ()
     if trained:
         rivals = card.competitors[name]
     elif parts_asked:
@@ -113,13 +113,6 @@ def concept_of(query: Query, engine: Engine, volume: Volume, plane: str) -> Conc
         described=like is not None,
         parts_asked=parts_asked,
     )
-
-
-def _trained_parts(name: str, trained: Sequence[str]) -> tuple[str, ...]:
-    """The trained parts of a structure that such parts make up, none where they don't."""
-    if name not in MADE_OF_PARTS:
-        return ()
-    return tuple(part for part in trained if part in vocabulary() and name in vocabulary()[part].parents)
 
 
 def ask(

@@ -71,13 +71,10 @@ def precision_of(device: str) -> str:
     return "bfloat16" if device == "cuda" else "float32"
 
 
-def computes_bfloat16(device: str) -> bool:
-    """Whether bfloat16 is faster than float32 there: on NVIDIA's cards, and on CPUs with AMX or AVX-512 BF16
-    instructions or their Arm counterpart."""
+def cpu_computes_bfloat16() -> bool:
+    """Whether bfloat16 is faster than float32 here: AMX or AVX-512 BF16 instructions, or their Arm counterpart."""
     import torch
 
-    if device != "cpu":
-        return device == "cuda"
     capability: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
     return bool(capability.get("amx_bf16") or capability.get("avx512_bf16") or capability.get("bf16"))
 

@@ -22,12 +22,12 @@ DECODER_SHARE = 0.4  # of the decoder's logits, against the corrector's
 AGREEMENT_MIN = 0.7  # Dice between corrector and decoder, for the decoder to count
 PASSES = 3  # of the corrector where there was nothing: the first answer is timid, the next ones start from it
 NEAR = 3  # pixels: a change belongs to a hint that is this near
-DEPTH_SHARE = 1.5  # how deep it cuts into the mask, likewise: twice as deep as its middle if that were hit
 PUSHED_SHARE = 0.4  # of the outline that clicks push, against the models
 PUSH_DEPTHS, PUSH_MIN = 1.5, 0.5  # how far they push it, in depths of the click and pixels more
 PUSH_WIDTH, PUSH_WIDTH_MIN = 1.0, 3.0  # how wide: standard deviation, likewise
 MIDDLE_SHARE = 0.9  # of a piece's greatest depth: a click as deep as that lies in its middle
 REACH_SHARE, REACH_MIN = 3.0, 5.0  # how far it goes, in depths of the hint and pixels more
+DEPTH_SHARE = 1.5  # how deep it cuts into the mask, in depths of the hint
 
 
 def no_hints() -> Hints:

@@ -227,7 +227,7 @@ def forget_engines() -> None:
 
 @lru_cache(maxsize=2)
 def _loaded(preset: Preset, device: str, weights_folder: Path | None) -> Engine:
-    from MedZeroSegLib.device import choose_device, limit_memory
+    from MedZeroSegLib.device import choose_device, limit_memory, precision_of
 
     chosen, passed_over = choose_device(device)
     limit_memory(chosen)
@@ -240,7 +240,8 @@ def _loaded(preset: Preset, device: str, weights_folder: Path | None) -> Engine:
         return _load_lite(preset, chosen, store, passed_over)
     models = load_zero_shot(preset.zero_shot, store, chosen)
     warnings = (*passed_over, *models.warnings, ZERO_SHOT_NOTE.format(name=preset.name))
-    return Engine(preset, models.text_image, models.decoder, chosen, models.records, warnings)
+    made_in = precision_of(chosen)
+    return Engine(preset, models.text_image, models.decoder, chosen, models.records, warnings, precision=made_in)
 
 
 def _load_student(preset: Preset, device: str, passed_over: tuple[str, ...]) -> Engine:

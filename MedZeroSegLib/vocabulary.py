@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from importlib.resources import files
@@ -129,6 +129,12 @@ def may_overlap(one: str, other: str) -> bool:
     if (first is not None and first.kind in ANYWHERE) != (second is not None and second.kind in ANYWHERE):
         return True
     return (first is not None and other in first.parents) or (second is not None and one in second.parents)
+
+
+def parts_among(whole: str, names: Iterable[str]) -> tuple[str, ...]:
+    """Those of some names that are parts of a structure."""
+    known = vocabulary()
+    return tuple(name for name in names if name in known and whole in known[name].parents)
 
 
 @cache

@@ -216,11 +216,9 @@ class SegmentationRun:
 
     def undo(self) -> None:
         """Take the last step back; what the last run told goes with the run's own."""
-        if self.can_undo and self._undo is not None:
-            self._undo.undo()
-            if not self._steps_since:
-                self.state = RunState()
-            self._steps_since = max(0, self._steps_since - 1)
+        if self.can_undo and not self._steps_since:
+            self.state = RunState()
+        self.take_back()
 
     def share_undo(self) -> None:
         """Let the Segment Editor undo what was done here, if it shows the segmentation."""

@@ -18,6 +18,7 @@ from segment_anything.modeling import Sam
 from torch import Tensor
 
 from MedZeroSegLib.canvas import Canvas
+from MedZeroSegLib.device import precision_of
 from MedZeroSegLib.errors import InstallationError
 from MedZeroSegLib.mask_decoder.decoder import BOX, MASK, POINTS, Embedding, draw_prompts, require_prompts
 
@@ -105,8 +106,8 @@ class SamModel:
 
     @torch.inference_mode()
     def _encode(self, pictures: Tensor) -> Tensor:
-        reduced = self.device.type == "cuda"
-        with torch.autocast("cuda", torch.bfloat16) if reduced else contextlib.nullcontext():
+        reduced = precision_of(self.device.type) == "bfloat16"
+        with torch.autocast(self.device.type, torch.bfloat16) if reduced else contextlib.nullcontext():
             return torch.cat([self.network.image_encoder(one.to(self.device)).float() for one in pictures.split(1)])
 
     def _decode(

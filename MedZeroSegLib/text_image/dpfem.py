@@ -33,10 +33,14 @@ class LocalPath(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         reduced = F.silu(self.reduce(features))
-        # In bfloat16 on CPUs the gradient of a dilated convolution's weights may be NaN (seen with PyTorch 2.14).
+        return self.norm(self.project(F.silu(self.near(reduced) + self._seen_far(reduced))))
+
+    def _seen_far(self, reduced: Tensor) -> Tensor:
+        """In float32: in bfloat16 on CPUs the gradient of a dilated convolution's weights may be NaN (PyTorch 2.14)."""
+        if reduced.dtype == torch.float32:
+            return self.far(reduced)
         with torch.autocast(reduced.device.type, enabled=False):
-            far = self.far(reduced.float())
-        return self.norm(self.project(F.silu(self.near(reduced) + far)))
+            return self.far(reduced.float())
 
 
 class GlobalPath(nn.Module):

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from MedZeroSegLib.device import computes_bfloat16
+from MedZeroSegLib.device import cpu_computes_bfloat16
 from MedZeroSegLib.evaluation.manifest import read_manifest
 from MedZeroSegLib.presets import load_lite_medsam
 from MedZeroSegLib.text_image.dpfem import RegionTextHead
@@ -118,7 +118,7 @@ class LiteTrainer:
         self.optimizer = torch.optim.AdamW(
             self.head.parameters(), settings.learning_rate, betas=(0.9, 0.98), weight_decay=settings.weight_decay
         )
-        self.reduced = computes_bfloat16("cpu")
+        self.reduced = cpu_computes_bfloat16()
         self.difficulty = DifficultyController()
         self.contrast = CehncSettings()
         self.rng = np.random.default_rng(settings.seed)

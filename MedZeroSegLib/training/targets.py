@@ -17,7 +17,7 @@ from torch import Tensor
 from MedZeroSegLib.evaluation.manifest import complete_wholes
 from MedZeroSegLib.queries import resolve
 from MedZeroSegLib.training.pictures import LabelMap, Picture, PictureStore
-from MedZeroSegLib.vocabulary import REGIONS, may_overlap, vocabulary
+from MedZeroSegLib.vocabulary import REGIONS, may_overlap, parts_among, vocabulary
 
 TARGET_SIZE = 128  # cells a side, the head's own resolution
 COMPETING_MAX = 14  # queries of one picture that compete for its pixels
@@ -82,7 +82,7 @@ class ConceptTable:
         return self._parts(scheme, whole)
 
     def _parts(self, scheme: str, whole: str) -> tuple[str, ...]:
-        return tuple(name for name in self.by_scheme[scheme] if whole in vocabulary()[name].parents)
+        return parts_among(whole, self.by_scheme[scheme])
 
 
 def concept_of(name: str) -> str:

@@ -41,7 +41,7 @@ from MedZeroSegLib.training.few_shot import FewShotTraining, train_own_names
 from MedZeroSegLib.training.lite import HEAD_FILE, LiteTrainer, LiteTraining
 from MedZeroSegLib.training.pictures import PictureStore, encode_pictures
 from MedZeroSegLib.training.targets import concept_of
-from MedZeroSegLib.vocabulary import vocabulary
+from MedZeroSegLib.vocabulary import parts_among
 from MedZeroSegLib.weights import weights_store
 from MedZeroSegLib.weights_catalogue import sha256_of
 
@@ -119,9 +119,8 @@ def trained(store: PictureStore, tower: MiniLmTextTower, folder: Path, held: Seq
 
 def means(name: str, structure: str) -> bool:
     """Whether a name of the manifest means a structure, a part or a whole of it."""
-    concept, known = concept_of(name), vocabulary()
-    related = {concept, *known[concept].parents} if concept in known else {concept}
-    return structure in related or concept in known[structure].parents
+    concept = concept_of(name)
+    return concept == structure or bool(parts_among(structure, [concept]) or parts_among(concept, [structure]))
 
 
 def engine_with(head_file: Path) -> Engine:
@@ -184,9 +183,9 @@ def limited(cases: Sequence[Case], limit: int) -> list[Case]:
 
 def values_of(case: Case, structure: str) -> list[int]:
     """Values of a mask that are the structure or its parts."""
-    known = vocabulary()
     concepts = {value: concept_of(name) for value, name in case.labels.items()}
-    return [v for v, c in concepts.items() if c == structure or (c in known and structure in known[c].parents)]
+    meant = {structure, *parts_among(structure, concepts.values())}
+    return [value for value, concept in concepts.items() if concept in meant]
 
 
 def answer(engine: Engine, case: Case, structure: str) -> Answer:

@@ -240,7 +240,7 @@ def run(
 
     lite.RegionTextHead = head_with_block  # type: ignore[assignment, misc]
     try:
-        settings = variant.change(LiteTraining(steps=steps, batch=6, warm_up=20, average=0.98))
+        settings = variant.change(LiteTraining(steps=steps, batch=6, feature_dropout=0.0, warm_up=20, average=0.98))
         trainer = variant.trainer(store, tower, folder, settings)
     finally:
         lite.RegionTextHead = plain  # type: ignore[misc]
