@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from scipy import ndimage
 
+from MedZeroSegLib.blank_mask import blank_mask
 from MedZeroSegLib.canvas import Canvas
 from MedZeroSegLib.slices import SliceFrame
 from MedZeroSegLib.volume import Volume
@@ -54,23 +55,26 @@ def restore_mask(
     Slices between two key slices get the outline between theirs; beyond the first and last key slice there is nothing,
     and a key slice in which the structure isn't present holds nothing.
     """
-    mask = np.zeros((keys.count, canvas.height, canvas.width), bool)  # pages that nothing is written to take no memory
+    mask = blank_mask((keys.count, canvas.height, canvas.width))
     for row in np.flatnonzero(present):
         field = probability[row].astype(np.float32) - threshold
-        mask[keys.indices[row]] = _restored(field, canvas)
+        _restore(field, canvas, mask[keys.indices[row]])
     for before in np.flatnonzero(present[:-1] | present[1:]):
         first, last = int(keys.indices[before]), int(keys.indices[before + 1])
         if last - first > 1:
             ends = [(probability[row] >= threshold) & present[row] for row in (before, before + 1)]
             between = Between(ends[0], ends[1])
             for index in range(first + 1, last):
-                mask[index] = _restored(between.field((index - first) / (last - first)), canvas)
+                _restore(between.field((index - first) / (last - first)), canvas, mask[index])
     return mask
 
 
-def _restored(field: np.ndarray, canvas: Canvas) -> np.ndarray:
-    """bool [h, w], where a field float32 [size, size] isn't negative."""
-    return canvas.restore(torch.from_numpy(field)[None, None])[0, 0].numpy() >= 0
+def _restore(field: np.ndarray, canvas: Canvas, section: np.ndarray) -> None:
+    """Set an empty section bool [h, w] where a field float32 [size, size] isn't negative; nothing else is written."""
+    drawn = canvas.restore(torch.from_numpy(field)[None, None])[0, 0].numpy() >= 0
+    place = _bounding_box(drawn)
+    if place is not None:
+        section[place] = drawn[place]
 
 
 class Between:
@@ -113,14 +117,15 @@ def signed_distance(mask: np.ndarray) -> np.ndarray:
     return (np.where(mask, inside - 0.5, 0.5 - outside)).astype(np.float32)
 
 
-def keep_parts(mask: np.ndarray, parts: int) -> np.ndarray:
-    """Components of at least ``VOXELS_MIN`` voxels; where ``parts`` > 0, at most that many, the largest.
+def keep_parts(mask: np.ndarray, parts: int) -> None:
+    """Empty a mask but for components of at least ``VOXELS_MIN`` voxels; where ``parts`` > 0, for at most that many,
+    the largest.
 
     In a single slice one part may show as several pieces, so only the smallest are dropped there.
     """
     place = _bounding_box(mask)
     if place is None:
-        return mask
+        return
     labels, sizes = _components(mask[place])
     order = np.argsort(-sizes, kind="stable")
     smallest = max(VOXELS_MIN, PART_SHARE_MIN * sizes[order[0]] if parts else 0)
@@ -128,10 +133,8 @@ def keep_parts(mask: np.ndarray, parts: int) -> np.ndarray:
         order = order[:parts]
     keep = np.zeros(len(sizes), bool)
     keep[[label for label in order if sizes[label] >= smallest]] = True
-    kept = np.zeros(mask.shape, bool)
-    for section, numbers in zip(kept[place], labels, strict=True):
+    for section, numbers in zip(mask[place], labels, strict=True):
         section[numbers > 0] = keep[numbers[numbers > 0]]
-    return kept
 
 
 def _components(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -156,21 +159,18 @@ def _bounding_box(mask: np.ndarray) -> tuple[slice, ...] | None:
     return tuple(slice(int(hit[0]), int(hit[-1]) + 1) for hit in hits)
 
 
-def fill_holes(mask: np.ndarray) -> np.ndarray:
-    """Small holes closed slice by slice; [n, h, w]."""
-    filled = np.zeros(mask.shape, bool)
+def fill_holes(mask: np.ndarray) -> None:
+    """Close a mask's small holes, slice by slice; [n, h, w]."""
     for index in np.flatnonzero(mask.any(axis=(1, 2))):
-        place = _bounding_box(mask[index])
-        filled[index][place] = _fill_section(mask[index][place])
-    return filled
+        _fill_section(mask[index][_bounding_box(mask[index])])
 
 
-def _fill_section(section: np.ndarray) -> np.ndarray:
+def _fill_section(section: np.ndarray) -> None:
     labels, _ = ndimage.label(ndimage.binary_fill_holes(section) & ~section)
     sizes = np.bincount(labels.ravel())
     small = sizes <= HOLE_SHARE_MAX * np.count_nonzero(section)
     small[0] = False
-    return section | small[labels]
+    section |= small[labels]
 
 
 def on_grid(mask: np.ndarray, frame: SliceFrame) -> np.ndarray:
@@ -179,7 +179,7 @@ def on_grid(mask: np.ndarray, frame: SliceFrame) -> np.ndarray:
     turned = frame.inverse(mask)
     if turned.flags.c_contiguous:
         return turned
-    whole, place = np.zeros(turned.shape, bool), _bounding_box(turned)
+    whole, place = blank_mask(turned.shape), _bounding_box(turned)
     if place is not None:
         whole[place] = turned[place]
     return whole
@@ -246,7 +246,7 @@ def midline_of(body: np.ndarray, position: np.ndarray, whole: np.ndarray) -> Mid
 
 def take_side(mask: np.ndarray, position: np.ndarray, midline: Midline, side: str) -> np.ndarray:
     """The part of ``mask`` on the patient's ``side``: components whole where they clearly lie there, else cut."""
-    taken, box = np.zeros(mask.shape, bool), _bounding_box(mask)
+    taken, box = blank_mask(mask.shape), _bounding_box(mask)
     if box is None:
         return taken
     here = _part_of(position, box) > midline.position

@@ -23,6 +23,7 @@ from MedZeroSegLib.assembly import (
     sides_visible,
     take_side,
 )
+from MedZeroSegLib.blank_mask import blank_mask
 from MedZeroSegLib.coarse_pass import first_rows, own_rows, take_in
 from MedZeroSegLib.concepts import Concept, ask, concept_of
 from MedZeroSegLib.confidence import Confidence, Measured, confidence_of, measure
@@ -230,7 +231,7 @@ class Whole:
 def _whole(encoded: EncodedVolume, concept: Concept, saliency: Saliency, engine: Engine, tell: Progress) -> Whole:
     tell("segmenting", 0.0)
     if not is_there(encoded, concept, saliency, engine):
-        return Whole(encoded, np.zeros(encoded.body_mask.shape, bool), saliency.score, False, saliency, None)
+        return Whole(encoded, blank_mask(encoded.body_mask.shape), saliency.score, False, saliency, None)
     return draw(encoded, concept, saliency, engine, tell)
 
 
@@ -252,8 +253,9 @@ def draw(encoded: EncodedVolume, concept: Concept, saliency: Saliency, engine: E
     tell("segmenting", (1 + DECODING_SHARE) / 2)
     if encoded.within is not None:
         mask &= encoded.within
-    mask = mask if concept.ring else fill_holes(mask)  # one step at a time: each mask may be as large as the volume
-    mask = keep_parts(mask, concept.parts)
+    if not concept.ring:
+        fill_holes(mask)
+    keep_parts(mask, concept.parts)
     tell("segmenting", 1.0)
     return Whole(encoded, mask, saliency.score, bool(mask.any()), saliency, refined)
 

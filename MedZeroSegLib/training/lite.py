@@ -75,7 +75,9 @@ def train(
 
     Both stages go on where an earlier run in the same folder stopped; raises InputError or InstallationError.
     """
-    split = [read_manifest(manifest, "train") for manifest in manifests]
+    split = [
+        [case for case in read_manifest(manifest, "train") if case.any_use or all_licences] for manifest in manifests
+    ]
     weights = weights_store(weights_folder)
     model = load_lite_medsam(weights)
     folders = ["pictures", *(f"pictures-{number}" for number in range(2, len(split) + 1))]

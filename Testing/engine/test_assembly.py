@@ -269,6 +269,20 @@ def blocks(*sizes: int) -> np.ndarray:
     return mask
 
 
+def parts_kept(mask, parts):
+    """The mask after `keep_parts`, which changes what it is given."""
+    kept = mask.copy()
+    keep_parts(kept, parts)
+    return kept
+
+
+def holes_filled(mask):
+    """The mask after `fill_holes`."""
+    filled = mask.copy()
+    fill_holes(filled)
+    return filled
+
+
 @pytest.mark.parametrize(
     ("sizes", "parts", "kept"),
     [
@@ -284,26 +298,26 @@ def blocks(*sizes: int) -> np.ndarray:
 )
 def test_as_many_parts_stay_as_a_structure_has_and_no_specks(sizes, parts, kept):
     one = blocks(*sizes)
-    mask = keep_parts(np.concatenate((one, np.zeros_like(one))), parts)
+    mask = parts_kept(np.concatenate((one, np.zeros_like(one))), parts)
     assert sorted((int(n) for n in mask.sum(2).ravel() if n), reverse=True) == kept
 
 
 def test_in_a_single_slice_the_pieces_of_one_part_stay():
-    mask = keep_parts(blocks(40, 30, 3), 1)
+    mask = parts_kept(blocks(40, 30, 3), 1)
     assert sorted((int(n) for n in mask.sum(2).ravel() if n), reverse=True) == [40, 30]
 
 
 def test_voxels_that_touch_at_a_corner_are_one_part():
     diagonal = np.eye(VOXELS_MIN, dtype=bool)[None]
-    assert np.array_equal(keep_parts(diagonal, 1), diagonal)
+    assert np.array_equal(parts_kept(diagonal, 1), diagonal)
     apart = np.kron(np.eye(5, dtype=bool), np.array([[True, False], [False, False]]))[None]
-    assert not keep_parts(apart, 0).any()
+    assert not parts_kept(apart, 0).any()
 
 
 def test_nothing_stays_nothing():
     empty = np.zeros((2, 5, 5), bool)
-    assert not keep_parts(empty, 1).any()
-    assert not fill_holes(empty).any()
+    assert not parts_kept(empty, 1).any()
+    assert not holes_filled(empty).any()
 
 
 def test_small_holes_are_closed_slice_by_slice():
@@ -312,7 +326,7 @@ def test_small_holes_are_closed_slice_by_slice():
     mask[1, 8:10, 8:10] = False
     mask[2, 4:16, 4:16] = True
     mask[2, 8:10, 4:10] = False  # open to the outside
-    filled = fill_holes(mask)
+    filled = holes_filled(mask)
     assert filled[1, 4:16, 4:16].all()
     assert np.array_equal(filled[2], mask[2])
     assert not filled[0].any()
@@ -325,12 +339,12 @@ def test_a_cavity_is_not_a_hole():
     skull = ((distance < 18) & (distance > 13))[None]
     porous = skull.copy()
     porous[0, 19:21, 3:5] = False
-    assert np.array_equal(fill_holes(porous), skull)
+    assert np.array_equal(holes_filled(porous), skull)
 
 
 def test_more_components_than_16_bits_can_number_are_told_apart():
     specks = np.zeros((60, 100, 100), bool)
     specks[::2, ::2, ::2] = True  # 75,000
     specks[0, :9, :9] = True
-    kept = keep_parts(specks, 1)
+    kept = parts_kept(specks, 1)
     assert kept[0, :9, :9].all() and kept.sum() == 81
