@@ -37,6 +37,7 @@ from MedZeroSegLib.writers import replacing
 HEAD_FILE = "head.safetensors"
 RATE_FLOOR = 0.02  # of the learning rate, at the last step
 SOURCE_STRUCTURES_BASE, SOURCE_STRUCTURES_MAX = 3, 15  # so that a source of one structure, or of sixty, gets its due
+EMPTY_WEIGHT = 2.0  # of a slice without any label among its source's: few are stored, and they tell where a structure ends
 REGION_CELLS_MIN = 4.0  # cells of the 128 × 128 grid; smaller regions have no usable mean
 
 
@@ -281,12 +282,12 @@ def _chances(pictures: list[Picture], table: ConceptTable, store: PictureStore, 
     """Chance of each picture to be drawn: sources by their patients and structures, within one by rarity."""
     present = [_occurring(picture, table, store) for picture in pictures]
     counts = Counter(concept for concepts in present for concept in concepts)
-    weights = np.array(
-        [max((counts[c] ** -balance for c in concepts), default=len(pictures) ** -balance) for concepts in present]
-    )
+    weights = np.array([max((counts[c] ** -balance for c in concepts), default=np.nan) for concepts in present])
     sources = np.array([picture.source for picture in pictures])
     for source in np.unique(sources):
         own = sources == source
+        empty = own & np.isnan(weights)
+        weights[empty] = EMPTY_WEIGHT * np.nanmean(weights[own]) if (own & ~empty).any() else 1.0
         patients = len({p.patient_id for p in pictures if p.source == source})
         structures = len(set().union(*(concepts for concepts, mine in zip(present, own, strict=True) if mine)))
         share = (patients * (min(structures, SOURCE_STRUCTURES_MAX) + SOURCE_STRUCTURES_BASE)) ** 0.5

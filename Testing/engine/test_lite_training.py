@@ -113,6 +113,17 @@ def test_a_head_for_any_use_is_trained_without_the_other_pictures(tmp_path):
     assert len(trainer(tmp_path, steps=1, any_use_only=False).pictures) == 3
 
 
+def test_a_slice_beyond_a_structure_is_drawn_more_often_than_one_that_shows_it(tmp_path):
+    """Volumes hold few of them, and they alone tell where a structure ends."""
+    store = store_of_two_organs()
+    store.labels[1] = 0
+    run = LiteTrainer(store, WordVectors(), tmp_path, LiteTraining(steps=1, any_use_only=False))  # type: ignore[arg-type]
+    assert run.chances.tolist() == pytest.approx([0.25, 0.5, 0.25])
+    store.labels[:] = 0
+    alone = LiteTrainer(store, WordVectors(), tmp_path, LiteTraining(steps=1, any_use_only=False))  # type: ignore[arg-type]
+    assert alone.chances.tolist() == pytest.approx([1 / 3] * 3)
+
+
 def test_training_can_start_from_a_trained_head(tmp_path):
     first = trainer(tmp_path / "first", steps=1)
     first.run()
