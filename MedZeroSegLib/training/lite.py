@@ -37,7 +37,7 @@ from MedZeroSegLib.writers import replacing
 HEAD_FILE = "head.safetensors"
 RATE_FLOOR = 0.02  # of the learning rate, at the last step
 SOURCE_STRUCTURES_BASE, SOURCE_STRUCTURES_MAX = 3, 15  # so that a source of one structure, or of sixty, gets its due
-EMPTY_WEIGHT = 2.0  # of a slice without any label among its source's: few are stored, and they tell where a structure ends
+EMPTY_WEIGHT = 2.0  # of slices without any label in their source: few are stored, and they tell where a structure ends
 REGION_CELLS_MIN = 4.0  # cells of the 128 × 128 grid; smaller regions have no usable mean
 
 
