@@ -9,7 +9,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from scipy import ndimage
-from scipy.special import expit
 
 from MedZeroSegLib.calibration import Calibration
 from MedZeroSegLib.embeddings import EncodedVolume
@@ -140,6 +139,12 @@ def measure(
     return Measured(segment, slices, rows)
 
 
+def expected_slice_dice(name: str, measured: Measured, calibration: Calibration) -> np.ndarray:
+    """Expected Dice of each key slice that holds a structure ``name``, float [m]."""
+    logit = calibration.dice.logit(name, measured.segment)
+    return calibration.slice_dice(name, {**measured.slices, "segment": np.full(len(measured.rows), logit)})
+
+
 def confidence_of(
     name: str,
     measured: Measured,
@@ -150,18 +155,16 @@ def confidence_of(
     calibration: Calibration,
 ) -> Confidence:
     """Confidence in a segment of a structure ``name``; ``mask`` is bool [N, h, w] on all canonical slices."""
-    logit = float(calibration.dice.logit(name, measured.segment))
-    features = {**measured.slices, "segment": np.full(len(measured.rows), logit)}
     doubt = np.zeros(len(saliency.evidence), np.float32)
     for row in measured.rows:  # a neighbour that shows the structure and yet holds none of it is doubtful
         beside = slice(max(0, row - 1), row + 2)
         doubt[beside] = saliency.evidence[beside]
-    doubt[measured.rows] = 1 - calibration.slice_dice(name, features)
+    doubt[measured.rows] = 1 - expected_slice_dice(name, measured, calibration)
     box, uncertainty = _uncertainty(mask, encoded, refined.probability)
     frame = encoded.frame
     along = _between_keys(doubt, encoded)
     return Confidence(
-        expected_dice=float(expit(logit)),
+        expected_dice=float(calibration.dice(name, measured.segment)),
         slice_axis=frame.permutation[0],
         slice_doubt=along[::-1].copy() if frame.flips[0] else along,
         box=box,

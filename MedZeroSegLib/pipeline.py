@@ -26,11 +26,12 @@ from MedZeroSegLib.assembly import (
 from MedZeroSegLib.blank_mask import blank_mask
 from MedZeroSegLib.coarse_pass import first_rows, own_rows, take_in
 from MedZeroSegLib.concepts import Concept, ask, concept_of
-from MedZeroSegLib.confidence import Confidence, Measured, confidence_of, measure
+from MedZeroSegLib.confidence import Confidence, Measured, confidence_of, expected_slice_dice, measure
 from MedZeroSegLib.device import release_memory
 from MedZeroSegLib.embedding_store import EmbeddingStore
 from MedZeroSegLib.embeddings import EncodedVolume, expected_slices
 from MedZeroSegLib.encoding import Filling, any_kept, axes_encoded, forget_volumes, kept_volume, opened
+from MedZeroSegLib.ends import trim_ends
 from MedZeroSegLib.mask_decoder.decoder import Prompted
 from MedZeroSegLib.memory import ran_out_of_memory, require_memory, telling_shortage
 from MedZeroSegLib.presence import presence_features
@@ -48,6 +49,7 @@ from MedZeroSegLib.twins import ReadySegments
 from MedZeroSegLib.volume import Volume
 
 CARD_TOO_SMALL = "The graphics card ran out of memory, so the CPU was used."
+USUAL = {"unusual": 0.0}  # what is measured of a concept before it is asked for by a name and its modality
 DECODING_SHARE = 0.7  # of the time that a structure takes; the rest goes into slices in between and components
 
 OnSegment = Callable[[int, Segment], None]
@@ -232,7 +234,13 @@ def _whole(encoded: EncodedVolume, concept: Concept, saliency: Saliency, engine:
     tell("segmenting", 0.0)
     if not is_there(encoded, concept, saliency, engine):
         return Whole(encoded, blank_mask(encoded.body_mask.shape), saliency.score, False, saliency, None)
-    return draw(encoded, concept, saliency, engine, tell)
+    whole = draw(encoded, concept, saliency, engine, tell)
+    if engine.calibration is not None and concept.calibrated and whole.refined is not None:
+        measured = measure(whole.mask, encoded, saliency, whole.refined, USUAL)
+        if measured is not None:
+            expected = expected_slice_dice(concept.name, measured, engine.calibration)
+            trim_ends(whole.mask, measured.rows, expected, encoded.keys)
+    return whole
 
 
 def draw(encoded: EncodedVolume, concept: Concept, saliency: Saliency, engine: Engine, tell: Progress) -> Whole:
