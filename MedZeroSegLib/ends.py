@@ -9,11 +9,14 @@ import numpy as np
 
 from MedZeroSegLib.assembly import KeySlices
 
+ROWS_MIN = 5  # key slices; fewer don't tell what is usual, and the outermost always look a little worse
 DOUBTFUL_SHARE = 0.7  # of the usual slice's expected Dice; chosen on training patients
 
 
 def trim_ends(mask: np.ndarray, rows: np.ndarray, expected: np.ndarray, keys: KeySlices) -> None:
     """Empty the slices at both ends of a mask whose expected Dice is low beside its median, up to the first that isn't.
+
+    Those of fewer than ``ROWS_MIN`` key slices stay.
 
     Parameters
     ----------
@@ -24,6 +27,8 @@ def trim_ends(mask: np.ndarray, rows: np.ndarray, expected: np.ndarray, keys: Ke
     expected
         Expected Dice of each, float [m].
     """
+    if len(rows) < ROWS_MIN:
+        return
     good = np.flatnonzero(expected >= DOUBTFUL_SHARE * np.median(expected))
     first, last = good[0], good[-1]
     if first > 0:

@@ -35,7 +35,7 @@ SELF = Calibration(
     presence=Logistic(0.0, {"evidence": 1.0}),
     found_min=0.5,
     dice=Logistic(0.0, {"self_dice": 1.0}),
-    slice_dice=Logistic(-3.0, {"self_dice": 0.5, "beside": 3.0}),
+    slice_dice=Logistic(-2.0, {"self_dice": 0.5, "beside": 3.0}),
 )
 
 

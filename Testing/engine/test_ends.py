@@ -40,8 +40,13 @@ def held(expected: list[float], keys: list[int], count: int) -> list[int]:
 
 def test_doubtful_slices_at_the_ends_go_and_those_between_stay():
     assert held([0.2, 0.3, 0.9, 0.1, 0.8, 0.9, 0.9, 0.4], list(range(1, 9)), 12) == [3, 4, 5, 6, 7]
-    assert held([0.7, 0.9, 0.8], [0, 1, 2], 3) == [0, 1, 2]
+    assert held([0.7, 0.9, 0.8, 0.8, 0.7], [0, 1, 2, 3, 4], 5) == [0, 1, 2, 3, 4]
     assert held([0.4], [2], 5) == [2]
+
+
+def test_few_slices_stay_as_they_are():
+    assert held([0.1, 0.9, 0.9, 0.1], [1, 2, 3, 4], 6) == [1, 2, 3, 4]
+    assert held([0.1, 0.9, 0.9, 0.9, 0.1], [0, 1, 2, 3, 4], 6) == [1, 2, 3]
 
 
 def test_slices_between_two_key_slices_go_half_way():
