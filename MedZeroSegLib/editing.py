@@ -291,8 +291,8 @@ class EditingSession:
             logits = only_at(spots, before, np.where(spots, SURE if inside else -SURE, logits))
         if not inside:
             whole = pieces_in_whose_middle(before, clicks)
-            last = not (before & ~whole).any() and self.drawing.mask.any(axis=(1, 2)).sum() == 1
-            logits = logits if last else np.where(whole, -SURE, logits).astype(np.float32)  # nobody means all there is
+            most = 2 * whole.sum() > before.sum() and self.drawing.mask.any(axis=(1, 2)).sum() == 1
+            logits = logits if most else np.where(whole, -SURE, logits).astype(np.float32)  # nobody means nearly all
         return off_canvas(canvas, logits, before, self.drawing.mask[n])
 
     def _on_named_side(self, n: int, places: np.ndarray) -> bool:

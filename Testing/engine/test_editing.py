@@ -84,6 +84,18 @@ def test_a_whole_piece_goes_unless_it_is_all_that_the_segment_has(elsewhere):
     assert editing.mask[5].any() != elsewhere and not editing.mask[5, 20, 32]
 
 
+@pytest.mark.parametrize("beside", [(slice(10, 16), slice(2, 8)), (slice(2, 32), slice(0, 19))])
+def test_the_larger_part_of_a_segment_in_one_slice_is_not_meant_whole(beside):
+    start = np.zeros_like(TRUTH)
+    start[5, 10:31, 20:45] = True
+    start[5][beside] = True
+    editing = session(start)
+    editing.corrector = Content()
+    editing.exclude([[32, 20, 5]])
+    larger = (beside[0].stop - beside[0].start) * (beside[1].stop - beside[1].start) > 21 * 25
+    assert editing.mask[5, 10:31, 20:45].any() != larger and not editing.mask[5, 20, 32]
+
+
 def test_a_click_beside_the_middle_of_a_piece_leaves_the_rest_of_it():
     start = np.zeros_like(TRUTH)
     start[5, 10:31, 20:45] = True
