@@ -32,6 +32,11 @@ def trim_ends(mask: np.ndarray, rows: np.ndarray, expected: np.ndarray, keys: Ke
     good = np.flatnonzero(expected >= DOUBTFUL_SHARE * np.median(expected))
     first, last = good[0], good[-1]
     if first > 0:
-        mask[: -(-(keys.indices[rows[first]] + keys.indices[rows[first - 1]]) // 2)] = False
+        _empty(mask[: -(-(keys.indices[rows[first]] + keys.indices[rows[first - 1]]) // 2)])
     if last < len(rows) - 1:
-        mask[(keys.indices[rows[last]] + keys.indices[rows[last + 1]]) // 2 + 1 :] = False
+        _empty(mask[(keys.indices[rows[last]] + keys.indices[rows[last + 1]]) // 2 + 1 :])
+
+
+def _empty(sections: np.ndarray) -> None:
+    """Only what is set is written to: the rest of a `blank_mask` takes no memory."""
+    sections[sections] = False
