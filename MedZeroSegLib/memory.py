@@ -15,10 +15,12 @@ import psutil
 from MedZeroSegLib.errors import MEMORY_RAN_OUT, MemoryShortage
 from MedZeroSegLib.volume import Volume
 
-# Measured peaks of the preset `lite` on a CPU: a radiograph 2.0 GB, 512 × 512 × 100 voxels with three names 2.6 GB.
+# Measured peaks of the preset `lite` on a CPU: a radiograph 2.0 GB, 512 × 512 × 100 voxels with three names 2.6 GB,
+# 512 × 512 × 1,000 with ten names 3.0 GB.
 MODELS_BYTES = 2_000_000_000  # libraries, weights, one slab of slices
 LOADED_BYTES = 1_200_000_000  # of these, what a process with loaded models holds already
-VOXEL_BYTES, MASK_BYTES = 3, 1  # body, and work copies of one mask, of each voxel; each name's mask, at most
+VOXEL_BYTES = 3  # body, and work copies of one mask
+MASK_BYTES = 0.3  # of a name's mask, whose pages take memory where something is drawn; ten organs of a trunk: less
 SLICE_BYTES, SLICES_KEPT = 4_200_000, 128  # embeddings kept in memory; more go to a temporary file
 BASE_MODELS_BYTES, BASE_SLICE_BYTES = 5_000_000_000, 10_500_000  # the same of the preset `base` with SAM ViT-B
 
@@ -41,7 +43,7 @@ def needed_bytes(shape: tuple[int, ...], names: int, preset: str = "lite") -> in
     voxels = shape[0] * shape[1] * shape[2]
     is_base = preset.partition("/")[0] == "base"
     models, kept = (BASE_MODELS_BYTES, BASE_SLICE_BYTES) if is_base else (MODELS_BYTES, SLICE_BYTES)
-    return models + voxels * (VOXEL_BYTES + MASK_BYTES * names) + kept * min(max(shape), SLICES_KEPT)
+    return models + round(voxels * (VOXEL_BYTES + MASK_BYTES * names)) + kept * min(max(shape), SLICES_KEPT)
 
 
 def free_bytes() -> int:
