@@ -76,7 +76,7 @@ def train(
 
     Both stages go on where an earlier run in the same folder stopped; raises InputError or InstallationError.
     """
-    cases = read_manifest(manifest, "train")
+    cases = [case for case in read_manifest(manifest, "train") if case.any_use]  # the pictures of `train lite`
     folder = output / "pictures"
     store = encode_pictures(cases, load_lite_medsam(weights_store(weights_folder)), folder, seed=0)
     trainer = CorrectorTrainer(store, render_pictures(cases, folder, seed=0), CorrectorTraining(steps, seed=seed))
