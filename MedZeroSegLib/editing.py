@@ -28,6 +28,7 @@ from MedZeroSegLib.editing_slice import (
     pieces_in_whose_middle,
     spots_on,
     with_pushed,
+    with_text,
 )
 from MedZeroSegLib.encoding import kept_volume
 from MedZeroSegLib.errors import InputError
@@ -283,10 +284,12 @@ class EditingSession:
         [256, 256] on the canvas around clicks (row, column) [m, 2] there."""
         canvas, seen = self.embeddings.canvas, self.embeddings.at(n)
         before = on_canvas(canvas, self.drawing.mask[n])
-        share = None if before.any() else self.text.share(seen.pixels)
+        share = self.text.share(seen.pixels) if len(clicks) or not before.any() else None  # of no use to strokes
         anchors = self._spreading().anchors_near(n)
         logits = correct_slice(seen, before, self.drawing.hints[n], self.corrector, self.decoder, share, anchors)
         logits = with_pushed(logits, before, clicks, inside)
+        if share is not None:
+            logits = with_text(logits, before, share, clicks, inside)
         if before.any():
             logits = only_at(spots, before, np.where(spots, SURE if inside else -SURE, logits))
         if not inside:

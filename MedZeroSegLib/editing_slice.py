@@ -25,6 +25,7 @@ NEAR = 3  # pixels: a change belongs to a hint that is this near
 PUSHED_SHARE = 0.4  # of the outline that clicks push, against the models
 PUSH_DEPTHS, PUSH_MIN = 1.5, 0.5  # how far they push it, in depths of the click and pixels more
 PUSH_WIDTH, PUSH_WIDTH_MIN = 1.0, 3.0  # how wide: standard deviation, likewise
+TEXT_SHARE, TEXT_SCALE, TEXT_MARGIN = 0.25, 2.0, 1.0  # of the text's evidence; its logits' scale, and at the click
 MIDDLE_SHARE = 0.9  # of a piece's greatest depth: a click as deep as that lies in its middle
 REACH_SHARE, REACH_MIN = 3.0, 5.0  # how far it goes, in depths of the hint and pixels more
 DEPTH_SHARE = 1.5  # how deep it cuts into the mask, in depths of the hint
@@ -147,10 +148,36 @@ def with_pushed(logits: np.ndarray, before: np.ndarray, centres: np.ndarray, ins
     field, side = signed_distance(before), 1 if inside else -1
     for row, column in centres:
         depth = abs(float(field[row, column]))
-        away = np.hypot(*np.ogrid[-row : len(field) - row, -column : len(field) - column])
-        width = PUSH_WIDTH * depth + PUSH_WIDTH_MIN
-        field = field + side * (PUSH_DEPTHS * depth + PUSH_MIN) * np.exp(-((away / width) ** 2) / 2)
+        field = field + side * (PUSH_DEPTHS * depth + PUSH_MIN) * _around(row, column, depth)
     return (1 - PUSHED_SHARE) * logits + PUSHED_SHARE * np.clip(field, -SURE, SURE)
+
+
+def with_text(
+    logits: np.ndarray, before: np.ndarray, share: np.ndarray, centres: np.ndarray, inside: bool
+) -> np.ndarray:
+    """Logits [256, 256] with a share of the text's, which clicks (row, column) [m, 2] raise or lower around them.
+
+    Where the text was of two minds, its evidence tells how far what is meant goes: places that are as likely as the
+    clicked one follow it. Where it was sure and yet wrong, it counts for little. ``share`` [s, s] is the text's share
+    of each cell.
+    """
+    if not before.any():
+        return logits
+    shares = np.clip(_enlarged(share), 1e-4, 1 - 1e-4)
+    evidence, depths, side = TEXT_SCALE * np.log(shares / (1 - shares)), signed_distance(before), 1 if inside else -1
+    doubt = 0.0
+    for row, column in centres:
+        doubt = max(doubt, 1 - abs(2 * float(shares[row, column]) - 1))
+        lacking = max(0.0, TEXT_MARGIN - side * float(evidence[row, column]))
+        evidence = evidence + side * lacking * _around(row, column, abs(float(depths[row, column])))
+    weight = TEXT_SHARE * min(1.0, 2 * doubt)
+    return (1 - weight) * logits + weight * np.clip(evidence, -SURE, SURE)
+
+
+def _around(row: int, column: int, depth: float) -> np.ndarray:
+    """A bell [256, 256] around a pixel, as wide as a click of that depth reaches."""
+    away = np.hypot(*np.ogrid[-row : IMAGE_SIZE - row, -column : IMAGE_SIZE - column])
+    return np.exp(-((away / (PUSH_WIDTH * depth + PUSH_WIDTH_MIN)) ** 2) / 2)
 
 
 def only_at(spots: np.ndarray, before: np.ndarray, logits: np.ndarray) -> np.ndarray:

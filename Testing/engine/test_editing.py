@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from scipy import ndimage
 
 from MedZeroSegLib.editing import EditingSession, OtherSegment, forget_embeddings
+from MedZeroSegLib.editing_slice import with_text
 from MedZeroSegLib.errors import InputError, SessionLost
 from MedZeroSegLib.extent import EMPTY_EXTENT, crop
 from MedZeroSegLib.mask_resampling import on_grid_of
@@ -94,6 +95,36 @@ def test_the_larger_part_of_a_segment_in_one_slice_is_not_meant_whole(beside):
     editing.exclude([[32, 20, 5]])
     larger = (beside[0].stop - beside[0].start) * (beside[1].stop - beside[1].start) > 21 * 25
     assert editing.mask[5, 10:31, 20:45].any() != larger and not editing.mask[5, 20, 32]
+
+
+@pytest.mark.parametrize("inside", [True, False])
+def test_what_text_holds_for_as_likely_as_the_clicked_place_follows_the_click(inside):
+    share = np.full((128, 128), 0.01 if inside else 0.99)
+    share[40:60, 40:60] = 0.9 if inside else 0.1
+    share[40:60, 60:72] = 0.3 if inside else 0.7  # where the text is of two minds
+    before = np.zeros((256, 256), bool)
+    before[80:120, 80:120] = True
+    before = before if inside else ~before
+    undecided = np.zeros((256, 256), np.float32)
+    click = np.array([[100, 132]])
+    mask = with_text(undecided, before, share, click, inside) > 0
+    assert (mask[88:112, 124:140] == inside).all()
+    assert (mask[88:112, 148:] != inside).all(), "farther on the text is sure"
+
+
+def test_text_that_is_sure_and_wrong_is_hardly_heard():
+    share = np.full((128, 128), 0.001)
+    before = np.zeros((256, 256), bool)
+    before[80:120, 80:120] = True
+    logits = np.where(np.indices(before.shape)[1] < 150, 2.0, -2.0).astype(np.float32)
+    heard = with_text(logits, before, share, np.array([[100, 132]]), True)
+    assert np.abs(heard - logits).max() < 0.02
+
+
+def test_text_says_nothing_of_a_slice_that_is_empty():
+    logits = np.full((256, 256), -2.0, np.float32)
+    nothing = np.zeros((256, 256), bool)
+    assert with_text(logits, nothing, np.ones((128, 128)), np.array([[10, 10]]), True) is logits
 
 
 def test_a_click_beside_the_middle_of_a_piece_leaves_the_rest_of_it():
