@@ -11,6 +11,8 @@ from torch import Tensor, nn
 
 CHANNELS = 112  # of the gated features at 64 × 64
 FINE_CHANNELS = 40  # of the features at 128 × 128
+WIDE_CHANNELS = 192  # of the features at 32 × 32
+DEEP_CHANNELS = 64  # of the second path at 128 × 128
 TOKENS = 16  # cells a side of the global path's grid
 GROUPS = 8  # of every group normalisation
 
@@ -83,6 +85,49 @@ class Dpfem(nn.Module):
         return features + self.fuse(torch.cat((gate * near, (1 - gate) * wide), 1))
 
 
+class WideView(nn.Module):
+    """What shows in cells twice as large, through three dual-path blocks; nothing at the start of training.
+
+    [n, c, h, w] → [n, channels, h, w], to be added to the features.
+    """
+
+    def __init__(self, inputs: int, channels: int) -> None:
+        super().__init__()
+        self.shrink = nn.Sequential(
+            nn.Conv2d(inputs, WIDE_CHANNELS, 2, stride=2), nn.GroupNorm(GROUPS, WIDE_CHANNELS), nn.SiLU()
+        )
+        self.blocks = nn.Sequential(Dpfem(WIDE_CHANNELS), Dpfem(WIDE_CHANNELS), Dpfem(WIDE_CHANNELS))
+        self.project = _silent(nn.Conv2d(WIDE_CHANNELS, channels, 1))
+
+    def forward(self, features: Tensor) -> Tensor:
+        seen = self.project(self.blocks(self.shrink(features)))
+        return F.interpolate(seen, features.shape[-2:], mode="bilinear", align_corners=False)
+
+
+class DeepDetail(nn.Module):
+    """A second path at 128 × 128, with more channels; nothing at the start of training."""
+
+    def __init__(self, detail_channels: int, width: int) -> None:
+        super().__init__()
+        self.lift = nn.Conv2d(CHANNELS, DEEP_CHANNELS, 1)
+        self.detail = nn.Conv2d(detail_channels, DEEP_CHANNELS, 1)
+        self.norm = nn.GroupNorm(GROUPS, DEEP_CHANNELS)
+        self.mix = nn.Conv2d(DEEP_CHANNELS, DEEP_CHANNELS, 3, padding=1)
+        self.project = _silent(nn.Conv2d(DEEP_CHANNELS, width, 1))
+
+    def forward(self, features: Tensor, detail: Tensor) -> Tensor:
+        lifted = F.interpolate(self.lift(features), detail.shape[-2:], mode="bilinear", align_corners=False)
+        return self.project(F.silu(self.mix(F.silu(self.norm(lifted + self.detail(detail))))))
+
+
+def _silent(layer: nn.Conv2d) -> nn.Conv2d:
+    """The layer without weights, so that training begins from what is there without it."""
+    nn.init.zeros_(layer.weight)
+    if layer.bias is not None:
+        nn.init.zeros_(layer.bias)
+    return layer
+
+
 class RegionTextHead(nn.Module):
     """Image embedding and text vectors → per-pixel logits: scale · cosine + bias.
 
@@ -102,6 +147,9 @@ class RegionTextHead(nn.Module):
         super().__init__()
         self.stem = nn.Sequential(nn.Conv2d(coarse_channels, CHANNELS, 1), nn.GroupNorm(GROUPS, CHANNELS), nn.SiLU())
         self.blocks = nn.Sequential(Dpfem(CHANNELS), Dpfem(CHANNELS))
+        self.wide = WideView(coarse_channels, CHANNELS)
+        self.joined = Dpfem(CHANNELS)
+        _silent(self.joined.fuse)
         self.lift = nn.Conv2d(CHANNELS, FINE_CHANNELS, 1)
         self.detail = nn.Sequential(nn.Conv2d(detail_channels, FINE_CHANNELS, 1), nn.GroupNorm(GROUPS, FINE_CHANNELS))
         self.fine = nn.Sequential(
@@ -110,15 +158,17 @@ class RegionTextHead(nn.Module):
             nn.SiLU(),
             nn.Conv2d(FINE_CHANNELS, width, 1),
         )
+        self.deep = DeepDetail(detail_channels, width)
         self.text_to_space = nn.Sequential(nn.Linear(text_channels, 256), nn.GELU(), nn.Linear(256, width))
         self.log_scale = nn.Parameter(torch.tensor(2.5))
         self.bias = nn.Parameter(torch.tensor(-4.0))
 
     def encode_pixels(self, coarse: Tensor, detail: Tensor) -> Tensor:
         """[n, 256, 64, 64] and [n, 128, 128, 128] → unit vectors [n, width, 128, 128]."""
-        features = self.blocks(self.stem(coarse))
+        features = self.joined(self.blocks(self.stem(coarse)) + self.wide(coarse))
         lifted = F.interpolate(self.lift(features), detail.shape[-2:], mode="bilinear", align_corners=False)
-        return F.normalize(self.fine(F.silu(lifted + self.detail(detail))), dim=1)
+        seen = self.fine(F.silu(lifted + self.detail(detail))) + self.deep(features, detail)
+        return F.normalize(seen, dim=1)
 
     def encode_text(self, vectors: Tensor) -> Tensor:
         """Vectors of the text tower [k, 384] → unit vectors [k, width]."""

@@ -35,6 +35,7 @@ from MedZeroSegLib.weights_catalogue import sha256_of
 from MedZeroSegLib.writers import replacing
 
 HEAD_FILE = "head.safetensors"
+START_RATE = 0.5  # of the learning rate, where training goes on from a head: at the full rate it forgets at first
 RATE_FLOOR = 0.02  # of the learning rate, at the last step
 SOURCE_STRUCTURES_BASE, SOURCE_STRUCTURES_MAX = 3, 15  # so that a source of one structure, or of sixty, gets its due
 EMPTY_WEIGHT = 2.0  # of slices without any label in their source: few are stored, and they tell where a structure ends
@@ -50,7 +51,7 @@ class LiteTraining:
     learning_rate: float = 2e-3
     warm_up: int = 60
     weight_decay: float = 0.01
-    feature_dropout: float = 0.15  # of whole channels of the embedding, for few patients are soon learnt by heart
+    feature_dropout: float = 0.25  # of whole channels of the embedding, for few patients are soon learnt by heart
     average: float = 0.995  # memory of the weights' running mean, which is what ships
     dice_weight: float = 1.0
     single_weight: float = 0.5
@@ -85,7 +86,9 @@ def train(
     stores = [encode_pictures(cases, model, output / name, seed=0) for cases, name in zip(split, folders, strict=True)]
     store = reduce(joined, stores)
     tower = MiniLmTextTower(weights.locate("minilm"))
-    settings = LiteTraining(steps=steps, any_use_only=not all_licences, start_share=start_share, seed=seed)
+    rate = LiteTraining.learning_rate * (START_RATE if start else 1.0)
+    any_use_only = not all_licences
+    settings = LiteTraining(steps, learning_rate=rate, any_use_only=any_use_only, start_share=start_share, seed=seed)
     started_from = {name: value.float() for name, value in load_file(start).items()} if start else None
     trainer = LiteTrainer(store, tower, output, settings, started_from)
     trainer.run()

@@ -235,7 +235,10 @@ def run(
 
     def head_with_block() -> torch.nn.Module:
         head = plain()
-        head.blocks = torch.nn.Sequential(*(variant.block(block.gate.out_channels) for block in head.blocks))
+        for name, module in list(head.named_modules()):
+            if isinstance(module, Dpfem):
+                head.set_submodule(name, variant.block(module.gate.out_channels))
+        torch.nn.init.zeros_(head.joined.fuse.weight)
         return head
 
     lite.RegionTextHead = head_with_block  # type: ignore[assignment, misc]

@@ -12,7 +12,7 @@ from MedZeroSegLib.text_image.dpfem import CHANNELS, TOKENS, Dpfem, GlobalPath, 
 
 SIDE = 32  # cells of the coarse embedding, half of the real one
 WIDTH = 6
-LARGEST_HEAD = 4_000_000  # bytes in float16; two of them ship
+LARGEST_HEAD = 8_000_000  # bytes in float16; two of them ship
 
 
 @pytest.fixture
@@ -89,6 +89,8 @@ def test_a_gate_that_is_fully_open_to_one_path_does_not_hear_the_other(bias, unh
 def test_gradients_reach_both_paths_the_gate_and_the_texts(head):
     coarse, detail = embedding()
     texts = head.encode_text(torch.randn(4, 7))
+    for layer in (head.wide.project, head.joined.fuse, head.deep.project):
+        nn.init.normal_(layer.weight, std=0.1)
     head.score(head.encode_pixels(coarse, detail), texts).square().mean().backward()
     for name, parameter in head.named_parameters():
         if name.endswith("attention.in_proj_bias"):  # that of the keys cancels in the softmax
@@ -134,6 +136,28 @@ def test_the_global_path_knows_where_its_tokens_are():
     path.place.zero_()
     assert torch.allclose(path(features().flip(3)).flip(3), path(features()), atol=1e-4)
     assert path.place.shape[1] == TOKENS * TOKENS
+
+
+@torch.no_grad()
+def test_the_wide_view_the_block_after_it_and_the_deep_detail_begin_without_a_say(head):
+    before = head.encode_pixels(*embedding())
+    for part in (head.wide.blocks, head.joined.local_path, head.deep.mix):
+        shaken(part)
+    assert torch.equal(head.encode_pixels(*embedding()), before)
+    for layer in (head.wide.project, head.joined.fuse, head.deep.project):
+        changed = copy.deepcopy(head)
+        shaken(dict(changed.named_modules())[next(n for n, m in head.named_modules() if m is layer)])
+        assert not torch.allclose(changed.encode_pixels(*embedding()), before, atol=1e-3)
+
+
+@torch.no_grad()
+def test_the_wide_view_reaches_far(head):
+    nn.init.normal_(head.wide.project.weight)
+    coarse, _ = embedding(1)
+    changed = coarse.clone()
+    changed[:, :, 4:6, 4:6] += 3
+    assert (head.wide(changed) - head.wide(coarse)).abs().amax((0, 1)).min() > 0
+    assert head.wide(coarse).shape == (1, head.stem[0].out_channels, SIDE, SIDE)
 
 
 @torch.no_grad()
