@@ -97,7 +97,7 @@ class WideView(nn.Module):
             nn.Conv2d(inputs, WIDE_CHANNELS, 2, stride=2), nn.GroupNorm(GROUPS, WIDE_CHANNELS), nn.SiLU()
         )
         self.blocks = nn.Sequential(Dpfem(WIDE_CHANNELS), Dpfem(WIDE_CHANNELS), Dpfem(WIDE_CHANNELS))
-        self.project = _silent(nn.Conv2d(WIDE_CHANNELS, channels, 1))
+        self.project = silent(nn.Conv2d(WIDE_CHANNELS, channels, 1))
 
     def forward(self, features: Tensor) -> Tensor:
         seen = self.project(self.blocks(self.shrink(features)))
@@ -113,14 +113,14 @@ class DeepDetail(nn.Module):
         self.detail = nn.Conv2d(detail_channels, DEEP_CHANNELS, 1)
         self.norm = nn.GroupNorm(GROUPS, DEEP_CHANNELS)
         self.mix = nn.Conv2d(DEEP_CHANNELS, DEEP_CHANNELS, 3, padding=1)
-        self.project = _silent(nn.Conv2d(DEEP_CHANNELS, width, 1))
+        self.project = silent(nn.Conv2d(DEEP_CHANNELS, width, 1))
 
     def forward(self, features: Tensor, detail: Tensor) -> Tensor:
         lifted = F.interpolate(self.lift(features), detail.shape[-2:], mode="bilinear", align_corners=False)
         return self.project(F.silu(self.mix(F.silu(self.norm(lifted + self.detail(detail))))))
 
 
-def _silent(layer: nn.Conv2d) -> nn.Conv2d:
+def silent(layer: nn.Conv2d) -> nn.Conv2d:
     """The layer without weights, so that training begins from what is there without it."""
     nn.init.zeros_(layer.weight)
     if layer.bias is not None:
@@ -149,7 +149,7 @@ class RegionTextHead(nn.Module):
         self.blocks = nn.Sequential(Dpfem(CHANNELS), Dpfem(CHANNELS))
         self.wide = WideView(coarse_channels, CHANNELS)
         self.joined = Dpfem(CHANNELS)
-        _silent(self.joined.fuse)
+        silent(self.joined.fuse)
         self.lift = nn.Conv2d(CHANNELS, FINE_CHANNELS, 1)
         self.detail = nn.Sequential(nn.Conv2d(detail_channels, FINE_CHANNELS, 1), nn.GroupNorm(GROUPS, FINE_CHANNELS))
         self.fine = nn.Sequential(

@@ -30,7 +30,7 @@ from MedZeroSegLib.mask_decoder.lite_medsam import IMAGE_SIZE, LiteMedSamModel
 from MedZeroSegLib.presets import load_lite_medsam
 from MedZeroSegLib.saliency import FOUND_SHARE_MIN, Competition, compete
 from MedZeroSegLib.slices import slice_frame
-from MedZeroSegLib.text_image.dpfem import Dpfem
+from MedZeroSegLib.text_image.dpfem import Dpfem, silent
 from MedZeroSegLib.text_image.minilm import MiniLmTextTower
 from MedZeroSegLib.training import lite
 from MedZeroSegLib.training.lite import LiteTrainer, LiteTraining
@@ -238,7 +238,7 @@ def run(
         for name, module in list(head.named_modules()):
             if isinstance(module, Dpfem):
                 head.set_submodule(name, variant.block(module.gate.out_channels))
-        torch.nn.init.zeros_(head.joined.fuse.weight)
+        silent(head.joined.fuse)
         return head
 
     lite.RegionTextHead = head_with_block  # type: ignore[assignment, misc]
